@@ -1,0 +1,59 @@
+"""What the planner knows about a card: limits from the vendor's documents, rates from measurements."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One GPU architecture as the planner sees it.
+
+    Rates are what good kernels reach on ordinary data, not datasheet peaks. They rank plans; they
+    promise nothing.
+
+    Attributes:
+        name: ``"sm_80"``, ``"sm_89"`` or ``"sm_90"``: the code that is generated.
+        sms: multiprocessors of the card.
+        shared_memory: bytes of shared memory a block may use.
+        wgmma: the tensor core reads both operands from shared memory (Hopper).
+        tma: the bulk tensor copy engine is there (Hopper).
+        bandwidth: bytes a second of a large device-to-device copy, read plus written.
+        fp16_flops: FLOP a second of fp16 or bf16 products, fp32 accumulators.
+        tf32_flops: FLOP a second of TF32 products read directly from fp32 operands.
+        fp32_flops: FLOP a second of ordinary fp32 units.
+        launch_seconds: what one more kernel in a row costs on the device.
+    """
+
+    name: str
+    sms: int
+    shared_memory: int
+    wgmma: bool
+    tma: bool
+    bandwidth: float
+    fp16_flops: float
+    tf32_flops: float
+    fp32_flops: float
+    launch_seconds: float = 3e-6
+
+
+# sm_90 rates: H200, benchmarks/results/NVIDIA_H200. sm_80 and sm_89: published figures of the A100
+# and the RTX 4090 (predictions here: neither card has been measured by this project).
+ARCHES = {
+    "sm_80": Arch("sm_80", 108, 166912, False, False, 1.5e12, 240e12, 90e12, 18e12),
+    "sm_89": Arch("sm_89", 128, 101376, False, False, 0.92e12, 150e12, 70e12, 45e12),
+    "sm_90": Arch("sm_90", 132, 232448, True, True, 4.2e12, 560e12, 150e12, 40e12),
+}
+
+
+def arch_for(capability: tuple[int, int], sms: int) -> Arch | None:
+    """The architecture entry for a CUDA compute capability, or None where nothing here runs.
+
+    Args:
+        capability: (major, minor), as ``torch.cuda.get_device_capability`` gives it.
+        sms: the card's own number of multiprocessors.
+
+    Cards newer than Hopper get sm_89's plans: plain Triton, within 99 KB of shared memory.
+    """
+    if capability < (8, 0):
+        return None
+    name = {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability, "sm_89")
+    return replace(ARCHES[name], sms=sms)

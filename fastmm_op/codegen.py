@@ -1,0 +1,101 @@
+"""Compiles the kernels of a plan for any card, with no GPU: what ``explain`` and CI look at."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from fastmm_op.launch import KERNELS
+from fastmm_op.plan import COPY_BYTES, Launch, Pointer, Problem
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes.
+
+    Attributes:
+        registers: a thread.
+        spills: load and store instructions to local memory in the machine code.
+        shared_memory: bytes a block.
+        opcodes: machine instructions, name (with modifiers) -> count.
+    """
+
+    registers: int
+    spills: int
+    shared_memory: int
+    opcodes: dict[str, int]
+
+    def count(self, prefix: str) -> int:
+        """How many instructions have a name that starts with ``prefix``."""
+        return sum(n for name, n in self.opcodes.items() if name.startswith(prefix))
+
+
+def compile_launch(problem: Problem, step: Launch) -> CompiledKernel:
+    """Compile one launch of a plan exactly as Triton's launcher would specialise it.
+
+    Args:
+        problem: the plan's problem: it says how the operands are aligned, and the architecture.
+        step: one of the plan's launches.
+
+    Raises:
+        RuntimeError: in a process that interprets kernels (TRITON_INTERPRET=1).
+    """
+    function = KERNELS[step.kernel]
+    if not hasattr(function, "signature"):
+        raise RuntimeError("codegen needs compiled kernels, but TRITON_INTERPRET is set")
+    names = function.arg_names
+    signature, constants, attributes = {}, {}, {}
+    for i, arg in enumerate(step.args):
+        if arg is None or arg == 1:
+            signature[names[i]] = "constexpr"
+            constants[(i,)] = arg
+            continue
+        if isinstance(arg, Pointer):
+            signature[names[i]] = f"*{ {'int32': 'i32'}.get(arg.dtype, arg.dtype) }".replace(" ", "")
+            divisible = pointer_alignment(problem, arg) == COPY_BYTES
+        else:
+            signature[names[i]] = "i32" if -(2**31) <= arg < 2**31 else "i64"
+            divisible = arg % 16 == 0
+        if divisible:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    for name, value in step.constexprs.items():
+        signature[name] = "constexpr"
+        constants[(names.index(name),)] = value
+    source = ASTSource(function, signature, constants, attributes)
+    capability = int(problem.arch.name.removeprefix("sm_"))
+    options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def pointer_alignment(problem: Problem, pointer: Pointer) -> int:
+    """Alignment in bytes that the launcher will see; outputs and workspace are PyTorch's own."""
+    operand = {"a": problem.a, "b": problem.b}.get(pointer.buffer)
+    return operand.pointer_alignment if operand else COPY_BYTES
+
+
+def resources(kernel: CompiledKernel) -> Resources:
+    """Registers, spills and instructions of a compiled kernel, read with the tools Triton ships."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
+        assembly = run_tool("nvdisasm", "-c", file.name)
+    opcodes: dict[str, int] = {}
+    instruction = r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)"
+    for name in re.findall(instruction, assembly, re.MULTILINE):
+        opcodes[name] = opcodes.get(name, 0) + 1
+    spills = sum(n for name, n in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
+    registers = int(re.search(r"REG:(\d+)", usage).group(1))
+    return Resources(registers, spills, kernel.metadata.shared, opcodes)
+
+
+def run_tool(name: str, *args: str) -> str:
+    command = [str(TOOLS / name), *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

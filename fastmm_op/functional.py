@@ -1,0 +1,35 @@
+"""The public function: ``fastmm_op.matmul``."""
+
+import torch
+from torch import Tensor
+
+from fastmm_op import contract, ops
+from fastmm_op.compat import takes_short_path
+
+
+def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    """Matrix product of two tensors, with the shapes and broadcasting of ``torch.matmul``.
+
+    Args:
+        a: (K,), (M, K) or (..., M, K); float32, float16, bfloat16 or float64; any strides.
+        b: (K,), (K, N) or (..., K, N); same dtype and device as a.
+        precision: what float32 inputs are computed in (other dtypes ignore it).
+            ``"tf32"``: operands rounded to a 10-bit significand, float32 accumulation; normwise
+            error against float64 at most 1.1 times that of torch's TF32.
+            ``"fp32"``: normwise error at most twice that of torch's float32.
+            ``"ieee"``: every product and sum in IEEE float32.
+
+    Returns:
+        A new contiguous tensor of the inputs' dtype. float16 and bfloat16 are accumulated in
+        float32 and rounded once. float64 is ATen's own product.
+
+    Raises:
+        TypeError: not a tensor, an unsupported dtype, or a sparse, nested or quantized tensor.
+        ValueError: unknown precision.
+        RuntimeError: dtypes, devices or sizes do not match.
+    """
+    if ops.HAVE_TRITON and takes_short_path(a, b):
+        return ops._triton_impl(a, b, precision=precision)
+    if not torch.compiler.is_compiling():
+        contract.check_layouts(a, b)
+    return torch.ops.fastmm.matmul.default(a, b, precision=precision)

@@ -1,0 +1,156 @@
+"""Everything PyTorch is told about ``fastmm::matmul``, on one page.
+
+Schema, CUDA, CPU, rejected layouts, fake, autograd, vmap, autocast, FLOP count. The op is opaque
+(``Library.define`` and ``impl``): a compiled graph calls it as it is.
+"""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fastmm_op import contract
+
+_lib = torch.library.Library("fastmm", "DEF")
+_lib.define(
+    'matmul(Tensor a, Tensor b, *, str precision="tf32") -> Tensor',
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+_matmul = torch.ops.fastmm.matmul.default
+
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = HAVE_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+
+
+# Implementations. Triton is imported by the first call that needs it, not by importing this.
+
+
+def _triton_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    from fastmm_op import launch
+
+    return launch.matmul(a, b, precision)
+
+
+def _aten_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    contract.check_inputs(a, b, precision)
+    return torch.matmul(a, b).contiguous()
+
+
+def _reject(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    contract.check_inputs(a, b, precision)
+    raise TypeError("fastmm.matmul: a and b must be dense strided tensors")
+
+
+_lib.impl("matmul", _triton_impl if HAVE_TRITON else _aten_impl, "CUDA")
+_lib.impl("matmul", _triton_impl if INTERPRETED else _aten_impl, "CPU")
+for _kind in ("Sparse", "SparseCsr", "Quantized", "NestedTensor"):
+    for _device in ("CPU", "CUDA"):
+        _lib.impl("matmul", _reject, _kind + _device)
+
+
+@torch.library.register_fake("fastmm::matmul", lib=_lib)
+def _fake(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    contract.check_inputs(a, b, precision)
+    return a.new_empty(contract.result_shape(a, b))
+
+
+# Autograd: the op itself on transposed views, so that it can be differentiated again.
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    a, b = inputs
+    ctx.save_for_backward(
+        a if ctx.needs_input_grad[1] else None, b if ctx.needs_input_grad[0] else None
+    )
+    ctx.shapes = a.shape, b.shape
+    ctx.precision = keyword_only_inputs["precision"]
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    shape_a, shape_b = ctx.shapes
+    if len(shape_a) == 1:
+        grad = grad.unsqueeze(-1 if len(shape_b) == 1 else -2)
+    if len(shape_b) == 1:
+        grad = grad.unsqueeze(-1)
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        columns = b.unsqueeze(-1) if len(shape_b) == 1 else b
+        product = _matmul(grad, columns.mT, precision=ctx.precision)
+        grad_a = product.sum_to_size(_as_matrix(shape_a, -2)).reshape(shape_a)
+    if ctx.needs_input_grad[1]:
+        rows = a.unsqueeze(0) if len(shape_a) == 1 else a
+        if len(shape_b) <= 2 and rows.dim() > 2:
+            # One b for all items of a: its gradient is one product, not a sum of many.
+            rows, grad = rows.flatten(0, -2), grad.flatten(0, -2)
+        product = _matmul(rows.mT, grad, precision=ctx.precision)
+        grad_b = product.sum_to_size(_as_matrix(shape_b, -1)).reshape(shape_b)
+    return grad_a, grad_b
+
+
+def _as_matrix(shape: torch.Size, missing: int) -> tuple[int, ...]:
+    """The shape with the dimension that a 1-D operand lacks (-2: a row, -1: a column)."""
+    if len(shape) > 1:
+        return tuple(shape)
+    return (1, *shape) if missing == -2 else (*shape, 1)
+
+
+torch.library.register_autograd(
+    "fastmm::matmul", _backward, setup_context=_setup_context, lib=_lib
+)
+
+
+@torch.library.register_vmap("fastmm::matmul", lib=_lib)
+def _vmap(info, in_dims, a: Tensor, b: Tensor, *, precision: str = "tf32"):
+    def front(x: Tensor, dim: int | None, missing: int) -> tuple[Tensor, bool]:
+        """The mapped dimension first, then the item as a matrix."""
+        if dim is not None:
+            x = x.movedim(dim, 0)
+        item_dims = x.dim() - (dim is not None)
+        vector = item_dims == 1
+        return (x.unsqueeze(missing) if vector else x), vector
+
+    a, a_is_vector = front(a, in_dims[0], -2)
+    b, b_is_vector = front(b, in_dims[1], -1)
+    rank = max(a.dim() - (in_dims[0] is not None), b.dim() - (in_dims[1] is not None))
+
+    def align(x: Tensor, dim: int | None) -> Tensor:
+        """Ones between the mapped dimension and the item's own, for items of fewer dimensions."""
+        if dim is None:
+            return x
+        return x.reshape(x.shape[0], *[1] * (rank + 1 - x.dim()), *x.shape[1:])
+
+    out = _matmul(align(a, in_dims[0]), align(b, in_dims[1]), precision=precision)
+    if b_is_vector:
+        out = out.squeeze(-1)
+    if a_is_vector:
+        out = out.squeeze(-1 if b_is_vector else -2)
+    return out, 0
+
+
+# Autocast: to the dtype that is active, as torch.matmul; float64 stays.
+
+
+def _autocast(device_type: str):
+    def cast(x: Tensor) -> Tensor:
+        eligible = x.is_floating_point() and x.dtype is not torch.float64
+        eligible = eligible and x.device.type == device_type
+        return x.to(torch.get_autocast_dtype(device_type)) if eligible else x
+
+    def impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+        with torch.autocast(device_type, enabled=False):
+            return _matmul(cast(a), cast(b), precision=precision)
+
+    return impl
+
+
+_lib.impl("matmul", _autocast("cuda"), "AutocastCUDA")
+_lib.impl("matmul", _autocast("cpu"), "AutocastCPU")
+
+
+@register_flop_formula(torch.ops.fastmm.matmul)
+def _flops(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:
+    """2 * K for every element of the result."""
+    return 2 * a_shape[-1] * torch.Size(out_shape).numel()
