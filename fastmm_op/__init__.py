@@ -1,6 +1,6 @@
 """Matrix products for PyTorch that stay fast on odd sizes and in float32.
 
-Importing registers ``torch.ops.fastmm.matmul``. No GPU is touched and Triton is not imported.
+Importing registers ``torch.ops.fastmm.matmul``. No GPU is touched and no kernel is loaded.
 """
 
 from fastmm_op import ops as _ops  # registers the op

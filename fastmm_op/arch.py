@@ -40,7 +40,7 @@ class Arch:
 ARCHES = {
     "sm_80": Arch("sm_80", 108, 166912, False, False, 1.5e12, 240e12, 90e12, 18e12),
     "sm_89": Arch("sm_89", 128, 101376, False, False, 0.92e12, 150e12, 70e12, 45e12),
-    "sm_90": Arch("sm_90", 132, 232448, True, True, 4.2e12, 560e12, 150e12, 40e12),
+    "sm_90": Arch("sm_90", 132, 232448, True, True, 4.2e12, 700e12, 70e12, 40e12),
 }
 
 

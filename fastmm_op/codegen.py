@@ -9,9 +9,11 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fastmm_op.launch import KERNELS
-from fastmm_op.plan import COPY_BYTES, Launch, Pointer, Problem
+from fastmm_op.launch import KERNELS, gemm_hopper
+from fastmm_op.launches import Descriptor, Launch, Pointer
+from fastmm_op.problem import COPY_BYTES, Problem
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -50,34 +52,41 @@ def compile_launch(problem: Problem, step: Launch) -> CompiledKernel:
     function = KERNELS[step.kernel]
     if not hasattr(function, "signature"):
         raise RuntimeError("codegen needs compiled kernels, but TRITON_INTERPRET is set")
-    names = function.arg_names
     signature, constants, attributes = {}, {}, {}
-    for i, arg in enumerate(step.args):
-        if arg is None or arg == 1:
-            signature[names[i]] = "constexpr"
+    for i, (parameter, arg) in enumerate(zip(function.params, step.args, strict=False)):
+        specialised = not parameter.do_not_specialize
+        if arg is None or (arg == 1 and specialised):
+            signature[parameter.name] = "constexpr"
             constants[(i,)] = arg
-            continue
-        if isinstance(arg, Pointer):
-            signature[names[i]] = f"*{ {'int32': 'i32'}.get(arg.dtype, arg.dtype) }".replace(" ", "")
-            divisible = pointer_alignment(problem, arg) == COPY_BYTES
         else:
-            signature[names[i]] = "i32" if -(2**31) <= arg < 2**31 else "i64"
-            divisible = arg % 16 == 0
-        if divisible:
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            signature[parameter.name] = argument_type(arg)
+            if specialised and is_divisible(problem, arg):
+                attributes[(i,)] = [["tt.divisibility", 16]]
     for name, value in step.constexprs.items():
         signature[name] = "constexpr"
-        constants[(names.index(name),)] = value
-    source = ASTSource(function, signature, constants, attributes)
+        constants[(function.arg_names.index(name),)] = value
+    make_source = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = make_source(function, signature, constants, attributes)
     capability = int(problem.arch.name.removeprefix("sm_"))
     options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def pointer_alignment(problem: Problem, pointer: Pointer) -> int:
-    """Alignment in bytes that the launcher will see; outputs and workspace are PyTorch's own."""
-    operand = {"a": problem.a, "b": problem.b}.get(pointer.buffer)
-    return operand.pointer_alignment if operand else COPY_BYTES
+def argument_type(arg: Pointer | Descriptor | int) -> str:
+    """A kernel argument's type, in the words of Triton's signatures."""
+    if isinstance(arg, Pointer):
+        return "*" + {"int32": "i32"}.get(arg.dtype, arg.dtype)
+    if isinstance(arg, Descriptor):
+        return gemm_hopper.descriptor_type(arg.box, arg.pointer.dtype)
+    return "i32" if -(2**31) <= arg < 2**31 else "i64"
+
+
+def is_divisible(problem: Problem, arg: Pointer | Descriptor | int) -> bool:
+    """Whether Triton's launcher will find the argument divisible by 16."""
+    if isinstance(arg, Pointer):
+        operand = {"a": problem.a, "b": problem.b}.get(arg.buffer)
+        return operand is None or operand.pointer_alignment == COPY_BYTES
+    return isinstance(arg, int) and arg % 16 == 0
 
 
 def resources(kernel: CompiledKernel) -> Resources:

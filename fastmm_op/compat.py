@@ -28,6 +28,12 @@ try:
 except ImportError:
     HAVE_SHORT_PATH = False
 
+
+def inside_torch_func() -> bool:
+    """Whether a ``torch.func`` transform (grad, vmap, jacrev ...) is running."""
+    return HAVE_SHORT_PATH and maybe_current_level() is not None
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 

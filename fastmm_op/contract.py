@@ -7,7 +7,7 @@ raise the same errors, also on symbolic sizes.
 import torch
 from torch import Tensor
 
-from fastmm_op.plan import PRECISIONS
+from fastmm_op.problem import PRECISIONS
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SUPPORTED = (*DTYPES, torch.float64)

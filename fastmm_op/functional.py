@@ -1,10 +1,13 @@
 """The public function: ``fastmm_op.matmul``."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fastmm_op import contract, ops
-from fastmm_op.compat import takes_short_path
+from fastmm_op.compat import inside_torch_func, takes_short_path
+from fastmm_op.derivative import gradients
 
 
 def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
@@ -32,4 +35,29 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
         return ops._triton_impl(a, b, precision=precision)
     if not torch.compiler.is_compiling():
         contract.check_layouts(a, b)
+        if inside_torch_func():
+            return _Transformable.apply(a, b, precision)
     return torch.ops.fastmm.matmul.default(a, b, precision=precision)
+
+
+class _Transformable(torch.autograd.Function):
+    """The op inside ``torch.func`` transforms, which refuse ``torch.library.register_autograd``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, precision: str) -> Tensor:
+        return torch.ops.fastmm.matmul.default(a, b, precision=precision)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        a, b, ctx.precision = inputs
+        ctx.save_for_backward(a, b)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        a, b = ctx.saved_tensors
+        shapes = a.shape, b.shape
+        a = a if ctx.needs_input_grad[1] else None
+        b = b if ctx.needs_input_grad[0] else None
+        return *gradients(partial(matmul, precision=ctx.precision), grad, a, b, *shapes), None

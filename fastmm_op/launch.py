@@ -5,7 +5,9 @@ like it allocates its output and workspace and starts the compiled kernels with 
 Nothing here synchronises with the host.
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -15,7 +17,9 @@ from fastmm_op import contract
 from fastmm_op.arch import ARCHES, Arch, arch_for
 from fastmm_op.compat import current_raw_stream
 from fastmm_op.kernels import gemm, pack
-from fastmm_op.plan import COPY_BYTES, Launch, Operand, Plan, Pointer, Problem, make_plan
+from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
+from fastmm_op.plan import make_plan
+from fastmm_op.problem import COPY_BYTES, Operand, Problem
 
 KERNELS = {
     "pack_rows": pack.pack_rows_kernel,
@@ -24,6 +28,13 @@ KERNELS = {
     "gemm": gemm.gemm_kernel,
     "reduce": gemm.reduce_kernel,
 }
+try:
+    from fastmm_op.kernels import gemm_hopper
+
+    KERNELS["gemm_hopper"] = gemm_hopper.gemm_hopper_kernel
+except ImportError:
+    gemm_hopper = None  # this Triton's Gluon lacks something: Hopper gets plans of plain Triton
+
 TORCH_DTYPES = {name: dtype for dtype, name in contract.DTYPES.items()} | {"int32": torch.int32}
 # Interpreted kernels run on CPU tensors, by the plan of this card.
 INTERPRETED_ARCH = ARCHES["sm_89"]
@@ -34,7 +45,8 @@ MAX_REMEMBERED_CALLS = 4096
 def device_arch(index: int) -> Arch | None:
     """The planner's entry for CUDA device ``index``; None if nothing here runs on it."""
     sms = torch.cuda.get_device_properties(index).multi_processor_count
-    return arch_for(torch.cuda.get_device_capability(index), sms)
+    arch = arch_for(torch.cuda.get_device_capability(index), sms)
+    return arch and replace(arch, tma=arch.tma and "gemm_hopper" in KERNELS)
 
 
 def pointer_alignment(x: Tensor) -> int:
@@ -62,7 +74,7 @@ def describe(a: Tensor, b: Tensor, precision: str, arch: Arch) -> Problem:
     )
 
 
-def run_plan(plan: Plan, a: Tensor, b: Tensor, out: Tensor) -> list[Callable]:
+def run_plan(plan: Plan, a: Tensor, b: Tensor, out: Tensor) -> list["CompiledLaunch | None"]:
     """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
 
     Args:
@@ -70,29 +82,70 @@ def run_plan(plan: Plan, a: Tensor, b: Tensor, out: Tensor) -> list[Callable]:
         out: contiguous, of a's dtype, batch * M * N elements; written.
 
     Returns:
-        The compiled kernels, bound to their grids (Nones when interpreted).
+        What starts the same kernels again faster (Nones when interpreted).
     """
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=a.device)
     buffers = {"a": a, "b": b, "c": out}
 
-    def resolve(arg: Pointer | int | None) -> Tensor | int | None:
-        if not isinstance(arg, Pointer):
-            return arg
-        if arg.buffer == "workspace":
-            return workspace[arg.offset :].view(TORCH_DTYPES[arg.dtype])
-        return buffers[arg.buffer]
+    def resolve(arg):
+        if isinstance(arg, Descriptor):
+            return gemm_hopper.tensor_descriptor(
+                resolve(arg.pointer), arg.shape, arg.strides, arg.box, arg.pointer.dtype
+            )
+        if isinstance(arg, Pointer):
+            if arg.buffer == "workspace":
+                return workspace[arg.offset :].view(TORCH_DTYPES[arg.dtype])
+            return buffers[arg.buffer]
+        return arg
 
     started = []
     for step in plan.launches:
         grid = (step.grid, 1, 1)
+        args = [resolve(arg) for arg in step.args]
         compiled = KERNELS[step.kernel][grid](
-            *map(resolve, step.args),
-            **step.constexprs,
-            num_warps=step.num_warps,
-            num_stages=step.num_stages,
+            *args, **step.constexprs, num_warps=step.num_warps, num_stages=step.num_stages
         )
-        started.append(compiled[grid] if compiled is not None else None)
+        started.append(CompiledLaunch(compiled[grid], step, args) if compiled else None)
     return started
+
+
+class Address:
+    """Stands for a tensor in a TMA descriptor, of which Triton's launcher asks only this."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class CompiledLaunch:
+    """A compiled kernel with all its arguments but the addresses.
+
+    Calling it skips what Triton's launcher does to find the kernel again: about half its time.
+    """
+
+    def __init__(self, start: Callable, step: Launch, args: list) -> None:
+        self.start = start
+        self.template = [*args, *step.constexprs.values()]
+        self.pointers = []
+        self.descriptors = []
+        for i, arg in enumerate(step.args):
+            if isinstance(arg, Pointer):
+                self.template[i] = None
+                self.pointers.append((i, arg.buffer, arg.offset))
+            elif isinstance(arg, Descriptor):
+                self.template[i].base = None
+                self.descriptors.append((i, arg.pointer.buffer, arg.pointer.offset))
+
+    def __call__(self, addresses: dict[str, int], stream: int) -> None:
+        args = self.template.copy()
+        for i, buffer, offset in self.pointers:
+            args[i] = addresses[buffer] + offset
+        for i, buffer, offset in self.descriptors:
+            args[i] = copy.copy(args[i])
+            args[i].base = Address(addresses[buffer] + offset)
+        self.start(*args, stream=stream)
 
 
 class Call:
@@ -106,7 +159,7 @@ class Call:
         self.arch = arch
         self.is_matrix_product = a.dim() == 2 and b.dim() == 2
         self.plan: Plan | None = None
-        self.kernels: list[tuple[Callable, list, list[tuple[int, str, int]]]] | None = None
+        self.kernels: list[CompiledLaunch] | None = None
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
@@ -128,11 +181,8 @@ class Call:
             )
             addresses["workspace"] = workspace.data_ptr()
         stream = current_raw_stream(self.device.index)
-        for start, template, slots in self.kernels:
-            args = template.copy()
-            for position, buffer, offset in slots:
-                args[position] = addresses[buffer] + offset
-            start(*args, stream=stream)
+        for kernel in self.kernels:
+            kernel(addresses, stream)
         return out
 
     def first_run(self, a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -144,17 +194,7 @@ class Call:
             return
         started = run_plan(self.plan, a, b, out)
         if None not in started:
-            steps = zip(started, self.plan.launches, strict=True)
-            self.kernels = [(start, *argument_template(step)) for start, step in steps]
-
-
-def argument_template(step: Launch) -> tuple[list, list[tuple[int, str, int]]]:
-    """A launch's arguments with the addresses left open, and which those are."""
-    template = [*step.args, *step.constexprs.values()]
-    slots = [
-        (i, arg.buffer, arg.offset) for i, arg in enumerate(template) if isinstance(arg, Pointer)
-    ]
-    return template, slots
+            self.kernels = started
 
 
 _calls: dict[tuple, Call] = {}

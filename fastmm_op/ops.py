@@ -6,12 +6,14 @@ Schema, CUDA, CPU, rejected layouts, fake, autograd, vmap, autocast, FLOP count.
 
 import importlib.util
 import os
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fastmm_op import contract
+from fastmm_op.derivative import gradients
 
 _lib = torch.library.Library("fastmm", "DEF")
 _lib.define(
@@ -24,7 +26,7 @@ HAVE_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAVE_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
-# Implementations. Triton is imported by the first call that needs it, not by importing this.
+# Implementations. Kernels are imported by the first call that needs them, not by importing this.
 
 
 def _triton_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
@@ -69,37 +71,11 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    a, b = ctx.saved_tensors
-    shape_a, shape_b = ctx.shapes
-    if len(shape_a) == 1:
-        grad = grad.unsqueeze(-1 if len(shape_b) == 1 else -2)
-    if len(shape_b) == 1:
-        grad = grad.unsqueeze(-1)
-    grad_a = grad_b = None
-    if ctx.needs_input_grad[0]:
-        columns = b.unsqueeze(-1) if len(shape_b) == 1 else b
-        product = _matmul(grad, columns.mT, precision=ctx.precision)
-        grad_a = product.sum_to_size(_as_matrix(shape_a, -2)).reshape(shape_a)
-    if ctx.needs_input_grad[1]:
-        rows = a.unsqueeze(0) if len(shape_a) == 1 else a
-        if len(shape_b) <= 2 and rows.dim() > 2:
-            # One b for all items of a: its gradient is one product, not a sum of many.
-            rows, grad = rows.flatten(0, -2), grad.flatten(0, -2)
-        product = _matmul(rows.mT, grad, precision=ctx.precision)
-        grad_b = product.sum_to_size(_as_matrix(shape_b, -1)).reshape(shape_b)
-    return grad_a, grad_b
+    product = partial(_matmul, precision=ctx.precision)
+    return gradients(product, grad, *ctx.saved_tensors, *ctx.shapes)
 
 
-def _as_matrix(shape: torch.Size, missing: int) -> tuple[int, ...]:
-    """The shape with the dimension that a 1-D operand lacks (-2: a row, -1: a column)."""
-    if len(shape) > 1:
-        return tuple(shape)
-    return (1, *shape) if missing == -2 else (*shape, 1)
-
-
-torch.library.register_autograd(
-    "fastmm::matmul", _backward, setup_context=_setup_context, lib=_lib
-)
+torch.library.register_autograd("fastmm::matmul", _backward, setup_context=_setup_context, lib=_lib)
 
 
 @torch.library.register_vmap("fastmm::matmul", lib=_lib)

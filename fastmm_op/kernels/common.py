@@ -28,13 +28,16 @@ def power_of_two(exponent):
 def scale_by_exponents(acc, row_exp, col_exp):
     """acc * 2**(row_exp[:, None] + col_exp[None, :]), for exponents in [-163, 113].
 
-    An intermediate overflows or underflows only where the result does: the exponents within +-60
-    are applied one after the other, what exceeds them (rare, a uniform branch) first and together.
+    An intermediate overflows or underflows only where the result does. Exponents within +-60 are
+    applied one after the other; where one exceeds that (rare, a uniform branch), the sum is, by
+    halves, and bounded where the result is zero or Inf for every acc in [2**-48, 2**50].
     """
-    row_near = tl.minimum(tl.maximum(row_exp, -60), 60)
-    col_near = tl.minimum(tl.maximum(col_exp, -60), 60)
-    row_far = row_exp - row_near
-    col_far = col_exp - col_near
-    if (tl.max(tl.abs(row_far), 0) > 0) | (tl.max(tl.abs(col_far), 0) > 0):
-        acc = acc * power_of_two(row_far)[:, None] * power_of_two(col_far)[None, :]
-    return acc * power_of_two(row_near)[:, None] * power_of_two(col_near)[None, :]
+    largest = tl.maximum(tl.max(tl.abs(row_exp), 0), tl.max(tl.abs(col_exp), 0))
+    if largest > 60:
+        total = row_exp[:, None] + col_exp[None, :]
+        total = tl.minimum(tl.maximum(total, -252), 252)
+        half = total >> 1
+        acc = acc * power_of_two(half) * power_of_two(total - half)
+    else:
+        acc = acc * power_of_two(row_exp)[:, None] * power_of_two(col_exp)[None, :]
+    return acc

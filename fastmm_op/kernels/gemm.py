@@ -17,11 +17,16 @@ import triton.language as tl
 from fastmm_op.kernels.common import INTERPRETED, scale_by_exponents, tile_coordinates
 
 INF = tl.constexpr(float("inf"))
+TF32_TINY = tl.constexpr(2.0**-136)
 
 
 @triton.jit
 def round_to_tf32(x):
-    """fp32 rounded to a 10-bit significand, ties away from zero; finite values stay finite."""
+    """fp32 rounded to a 10-bit significand, ties away from zero.
+
+    Finite values stay finite and non-zero ones non-zero, so that Inf and NaN arise where they do in
+    IEEE arithmetic.
+    """
     if INTERPRETED:
         # The interpreter has no inline assembly: integers do what the instruction does.
         bits = x.to(tl.int32, bitcast=True)
@@ -32,12 +37,34 @@ def round_to_tf32(x):
             "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     # The topmost finite values would round up to Inf; the tensor core truncates them instead.
-    return tl.where(tl.abs(rounded) == INF, x, rounded)
+    rounded = tl.where(tl.abs(rounded) == INF, x, rounded)
+    tiny = (rounded == 0.0) & (x != 0.0)
+    return tl.where(tiny, tl.where(x > 0.0, TF32_TINY, -TF32_TINY), rounded)
 
 
 @triton.jit
-def multiply(a, b, acc, ROUND: tl.constexpr, DOT: tl.constexpr):
-    """acc + a @ b.T for a (BLOCK_M, BLOCK_K) and b (BLOCK_N, BLOCK_K)."""
+def tile_offsets(rows, offs_k, stride_row, stride_k, K_MAJOR: tl.constexpr):
+    """Offsets of an operand's tile in the order of its memory: (rows, K), or (K, rows)."""
+    if K_MAJOR:
+        offsets = rows[:, None] * stride_row + offs_k[None, :] * stride_k
+    else:
+        offsets = offs_k[:, None] * stride_k + rows[None, :] * stride_row
+    return offsets
+
+
+@triton.jit
+def load_tail(ptrs, mask_k, K_MAJOR: tl.constexpr):
+    """The last tile of K, with zeros past the end."""
+    mask = mask_k[None, :] if K_MAJOR else mask_k[:, None]
+    return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def multiply(
+    a, b, acc,
+    A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """acc + A @ B^T for tiles of A and B as tile_offsets lays them out."""
     if ROUND:
         a = round_to_tf32(a)
         b = round_to_tf32(b)
@@ -45,86 +72,116 @@ def multiply(a, b, acc, ROUND: tl.constexpr, DOT: tl.constexpr):
         # The interpreter multiplies the bit patterns of bf16; fp32 holds every 16-bit value.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, tl.trans(b), acc, input_precision=DOT)
+    if not A_K_MAJOR:
+        a = tl.trans(a)
+    if B_K_MAJOR:
+        b = tl.trans(b)
+    return tl.dot(a, b, acc, input_precision=DOT)
 
 
 @triton.jit
 def gemm_kernel(
     a_ptr,  # (batch, M, K)
     b_ptr,  # (batch, N, K)
-    c_ptr,  # (batch, M, N), or (SPLIT_K, batch, M, N) fp32 partial sums
+    c_ptr,  # (batch, M, N); if PARTIAL, (split_k, batch, M, N) fp32 sums, unscaled
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
-    M, N, K, batch,
+    M, N, K, batch, split_k,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     stride_row_exp, stride_col_exp,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr, EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr,
-    ROUND: tl.constexpr, DOT: tl.constexpr,
+    EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr, PARTIAL: tl.constexpr,
+    A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T, one (BLOCK_M, BLOCK_N) tile of one batch item and one K range a program.
 
     EVEN_K: K is a multiple of BLOCK_K. CLAMP: rows past the end may not be read; without it, the
-    operands' buffers reach that far.
+    operands' buffers reach that far. WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and
+    B_ALIGN: runs of so many elements may be copied at once; Triton itself learns of an integer only
+    whether 16 divides it.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles = tiles_m * tiles_n
-    split = tl.program_id(0) // tiles % SPLIT_K
-    item = (tl.program_id(0) // tiles // SPLIT_K).to(tl.int64)
+    split = tl.program_id(0) // tiles % split_k
+    item = (tl.program_id(0) // tiles // split_k).to(tl.int64)
     tile_m, tile_n = tile_coordinates(tl.program_id(0) % tiles, tiles_m, tiles_n, GROUP_M)
 
-    offs_m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
+    # Offsets inside a tile are 32-bit unless WIDE; what can exceed that is in the tile's base address.
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    if WIDE:
+        offs_m, offs_n, offs_k = offs_m.to(tl.int64), offs_n.to(tl.int64), offs_k.to(tl.int64)
+    first_m = tile_m.to(tl.int64) * BLOCK_M
+    first_n = tile_n.to(tl.int64) * BLOCK_N
+    mask_m = offs_m < M - first_m
+    mask_n = offs_n < N - first_n
     rows_m, rows_n = offs_m, offs_n
     if CLAMP:
-        rows_m = tl.where(offs_m < M, offs_m, 0)
-        rows_n = tl.where(offs_n < N, offs_n, 0)
+        rows_m = tl.where(mask_m, offs_m, 0)
+        rows_n = tl.where(mask_n, offs_n, 0)
+    if A_ALIGN > 1:
+        if A_K_MAJOR:
+            stride_am = tl.multiple_of(stride_am, A_ALIGN)
+        else:
+            stride_ak = tl.multiple_of(stride_ak, A_ALIGN)
+            rows_m = tl.max_contiguous(tl.multiple_of(rows_m, A_ALIGN), A_ALIGN)
+    if B_ALIGN > 1:
+        if B_K_MAJOR:
+            stride_bn = tl.multiple_of(stride_bn, B_ALIGN)
+        else:
+            stride_bk = tl.multiple_of(stride_bk, B_ALIGN)
+            rows_n = tl.max_contiguous(tl.multiple_of(rows_n, B_ALIGN), B_ALIGN)
 
     blocks_k = K // BLOCK_K
-    steps = tl.cdiv(blocks_k, SPLIT_K)
+    steps = tl.cdiv(blocks_k, split_k)
     first = tl.minimum(split * steps, blocks_k)
     last = tl.minimum(first + steps, blocks_k)
-    offs_k += first.to(tl.int64) * BLOCK_K
-    a_ptrs = a_ptr + item * stride_ab + rows_m[:, None] * stride_am + offs_k[None, :] * stride_ak
-    b_ptrs = b_ptr + item * stride_bb + rows_n[:, None] * stride_bn + offs_k[None, :] * stride_bk
-    step_a = tl.cast(stride_ak, tl.int64) * BLOCK_K
-    step_b = tl.cast(stride_bk, tl.int64) * BLOCK_K
+    first_k = first.to(tl.int64) * BLOCK_K
+    a_base = item * stride_ab + first_m * stride_am + first_k * stride_ak
+    b_base = item * stride_bb + first_n * stride_bn + first_k * stride_bk
+    a_ptrs = a_ptr + tl.multiple_of(a_base, A_ALIGN)
+    b_ptrs = b_ptr + tl.multiple_of(b_base, B_ALIGN)
+    a_ptrs += tile_offsets(rows_m, offs_k, stride_am, stride_ak, A_K_MAJOR)
+    b_ptrs += tile_offsets(rows_n, offs_k, stride_bn, stride_bk, B_K_MAJOR)
+    step_a = tl.multiple_of(tl.cast(stride_ak, tl.int64) * BLOCK_K, A_ALIGN)
+    step_b = tl.multiple_of(tl.cast(stride_bk, tl.int64) * BLOCK_K, B_ALIGN)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(first, last):
         a = tl.load(a_ptrs)
         b = tl.load(b_ptrs)
-        acc = multiply(a, b, acc, ROUND, DOT)
+        acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
         a_ptrs += step_a
         b_ptrs += step_b
     if not EVEN_K:
-        if split == SPLIT_K - 1:
-            mask_k = tl.cast(blocks_k, tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K) < K
-            a = tl.load(a_ptrs, mask=mask_k[None, :], other=0.0)
-            b = tl.load(b_ptrs, mask=mask_k[None, :], other=0.0)
-            acc = multiply(a, b, acc, ROUND, DOT)
+        if split == split_k - 1:
+            mask_k = offs_k < K - blocks_k * BLOCK_K
+            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
+            b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
 
-    mask_m = offs_m < M
-    mask_n = offs_n < N
-    if SCALED and SPLIT_K == 1:
-        row_exp = tl.load(row_exp_ptr + item * stride_row_exp + offs_m, mask=mask_m, other=0)
-        col_exp = tl.load(col_exp_ptr + item * stride_col_exp + offs_n, mask=mask_n, other=0)
+    if SCALED and not PARTIAL:
+        row_exp_ptrs = row_exp_ptr + (item * stride_row_exp + first_m) + offs_m
+        col_exp_ptrs = col_exp_ptr + (item * stride_col_exp + first_n) + offs_n
+        row_exp = tl.load(row_exp_ptrs, mask=mask_m, other=0)
+        col_exp = tl.load(col_exp_ptrs, mask=mask_n, other=0)
         acc = scale_by_exponents(acc, row_exp, col_exp)
-    c_row = (split.to(tl.int64) * batch + item) * M + offs_m
-    c_ptrs = c_ptr + c_row[:, None] * N + offs_n[None, :]
+    c_row = (split.to(tl.int64) * batch + item) * M + first_m
+    c_ptrs = c_ptr + (c_row * N + first_n) + (offs_m[:, None] * N + offs_n[None, :])
     tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
 @triton.jit
 def reduce_kernel(
-    partial_ptr,  # (SPLIT_K, batch, M, N) fp32
+    partial_ptr,  # (split_k, batch, M, N) fp32
     c_ptr,  # (batch, M, N)
     row_exp_ptr, col_exp_ptr,  # as in gemm_kernel
-    M, N, batch,
+    M, N, batch, split_k,
     stride_row_exp, stride_col_exp,
-    SPLIT_K: tl.constexpr, SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum the partial products of split-K in a fixed order, scale, and round once."""
     tiles_m = tl.cdiv(M, BLOCK_M)
@@ -141,7 +198,7 @@ def reduce_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     partial_ptrs = partial_ptr + offsets
-    for _ in range(SPLIT_K):
+    for _ in range(split_k):
         acc += tl.load(partial_ptrs, mask=mask, other=0.0)
         partial_ptrs += stride_split
     if SCALED:

@@ -2,39 +2,33 @@
 
     C[z, m, n] = 2^(row_exp[z, m] + col_exp[z, n]) * sum_k A[z, m, k] * B[z, k, n]
 
-A and B are fp16 or bf16 in either order, products are summed in fp32, and C (fp32, fp16 or bf16) is
-rounded once. One program per SM walks over the work items (batch, tile, split); inside it run
+A and B are fp16 or bf16 in either order, products are summed in fp32, and C (fp32, fp16 or bf16)
+is rounded once. One program per SM walks over the work items (batch, tile, split). In it run
 
-    producer     1 warp: TMA loads of a 128 x 64 piece of A and a 64 x BLOCK_N piece of B into a ring
+    producer     1 warp: TMA loads of 128 x 64 of A and 64 x BLOCK_N of B into a ring of slots
     consumer 0   4 warps: wgmma into rows 0..63 of the tile, then the scales and the stores
     consumer 1   4 warps: the same for rows 64..127
 
-which hand ring slots to each other through the mbarriers `full` and `empty`, as CUTLASS's "cooperative"
-kernel does. The stores of a tile are handed to the TMA unit and drain under the next tile's main loop.
-STORE names how C is written:
+which hand slots to each other through the mbarriers `full` and `empty`, the scheme of CUTLASS's
+"cooperative" kernel. What an odd N costs is decided by how C is written:
 
-    "tma"      C's base and pitches are multiples of 16 bytes: everything by TMA, which clips the edges.
-    "class"    C's rows are not 16-byte aligned (an odd N). Rows equal modulo P = 16 / gcd(16, row bytes)
-               are aligned alike, so a tile takes 128 rows of one class, P apart, and C is described as
-               [M // P, P * N]: class r starts at column r * N of every super-row. TMA wants the first
-               column on a 16-byte boundary, so class r shifts its column tiles right by `shift` < 16 bytes
-               and the columns this leaves at the left wrap around to the end of its last column tile. B
-               pays for that: its N is an outer coordinate, free to start anywhere, and E - 1 more rows
-               (E = 16 bytes of C) repeat its first rows. Only the slices that reach past N and the last
-               M mod 128 P rows go the masked way.
-    "masked"   ordinary stores, through shared memory so that a warp writes one row's consecutive columns.
+    aligned    C's rows start on 16-byte boundaries: consumers store whole 32-byte sectors.
+    classes    C's rows do not, and such stores would straddle sectors. Rows equal modulo
+               CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
+               class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
+               boundary; the columns this leaves at the left wrap around to the end of the class's
+               last column tile. B's N is an outer TMA coordinate, free to start anywhere; its
+               buffer repeats its first rows after the last one for the wrapped columns. The last
+               M mod 128 CLASSES rows go the unaligned way.
+    unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
-
-from dataclasses import dataclass
-from math import gcd
 
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -42,15 +36,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-# Triton 3.9 renamed both copies.
+# Triton 3.9 renamed it.
 tma_load = getattr(tma, "async_load", None) or getattr(tma, "async_copy_global_to_shared", None)
-tma_store = getattr(tma, "async_store", None) or getattr(tma, "async_copy_shared_to_global", None)
-if tma_load is None or tma_store is None or not hasattr(gl, "warp_specialize"):
-    raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA copies or warp_specialize")
+if tma_load is None or not hasattr(gl, "warp_specialize"):
+    raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA loads or warp_specialize")
 
-BLOCK_M, BLOCK_K = 128, 64
+BLOCK_M = gl.constexpr(128)
+BLOCK_K = gl.constexpr(64)
 WARPGROUP_M = gl.constexpr(64)
-NARROW = gl.constexpr(60)  # |exponent| up to here: two multiplications can neither overflow nor underflow
+# Columns of C that are scaled and stored at a time; more would not fit beside the accumulator.
+SLICE_N = gl.constexpr(64)
+NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflow nor underflow
 
 
 @gluon.jit
@@ -67,23 +63,26 @@ def work_item(work, tiles_m, tiles_n, batch, GROUP_M: gl.constexpr):
 
 
 @gluon.jit
-def k_range(split, K, BLOCK_K: gl.constexpr, SPLIT_K: gl.constexpr):
+def k_range(split, K, split_k):
     steps = gl.cdiv(K, BLOCK_K)
-    return split * steps // SPLIT_K, (split + 1) * steps // SPLIT_K
+    return split * steps // split_k, (split + 1) * steps // split_k
 
 
 @gluon.jit
-def tile_rows(pid_m, M, stride_cm, BLOCK_M: gl.constexpr, P: gl.constexpr, E: gl.constexpr):
-    """First row, distance between rows, whether these are one class, and the shift of its columns."""
-    if P == 1:
+def tile_rows(pid_m, M, stride_cm, CLASSES: gl.constexpr, VECTOR: gl.constexpr):
+    """First row, distance of rows, whether they are one class, shift of its columns.
+
+    VECTOR: elements of C in 16 bytes.
+    """
+    if CLASSES == 1:
         return pid_m * BLOCK_M, 1, False, 0
     else:
-        class_tiles = M // (BLOCK_M * P) * P
-        in_class = pid_m < class_tiles
-        r = pid_m % P
-        row0 = gl.where(in_class, pid_m // P * (BLOCK_M * P) + r, pid_m * BLOCK_M)
-        shift = gl.where(in_class, (E - r * (stride_cm % E).to(gl.int32) % E) % E, 0)
-        return row0, gl.where(in_class, P, 1), in_class, shift
+        in_class = pid_m < M // (BLOCK_M * CLASSES) * CLASSES
+        r = pid_m % CLASSES
+        row0 = gl.where(in_class, pid_m // CLASSES * (BLOCK_M * CLASSES) + r, pid_m * BLOCK_M)
+        misalignment = r * (stride_cm % VECTOR).to(gl.int32) % VECTOR
+        shift = gl.where(in_class, (VECTOR - misalignment) % VECTOR, 0)
+        return row0, gl.where(in_class, CLASSES, 1), in_class, shift
 
 
 @gluon.jit
@@ -93,24 +92,30 @@ def advance(stage, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def before(stage, STAGES: gl.constexpr):
+    # Not a variable `previous = stage` of the loop: Triton 3.6 and 3.7 take that for a constant.
+    return gl.where(stage == 0, STAGES - 1, stage - 1)
+
+
+@gluon.jit
 def producer(
     a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, stride_cm,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr,
-    SPLIT_K: gl.constexpr, STAGES: gl.constexpr, P: gl.constexpr, E: gl.constexpr,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch = sizes
+    M, N, K, batch, split_k = sizes
     a_step, b_step = batch_steps
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
-    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * SPLIT_K, gl.num_programs(0)):
+    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * split_k, gl.num_programs(0)):
         pid_m, pid_n, z = work_item(work, tiles_m, tiles_n, batch, GROUP_M)
-        row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, BLOCK_M, P, E)
+        row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(z // batch, K, BLOCK_K, SPLIT_K)
+        k_first, k_last = k_range(z // batch, K, split_k)
         a_batch = z % batch * a_step
         b_batch = z % batch * b_step
         for step in range(k_first, k_last):
@@ -120,10 +125,11 @@ def producer(
             mbarrier.expect(bar, (BLOCK_M + BLOCK_N) * BLOCK_K * 2)
             for i in gl.static_range(2):
                 a_dst = a_smem.index(stage * 2 + i)
-                if P > 1:
+                if CLASSES > 1:
                     if in_class:
+                        row = row0 // CLASSES + i * WARPGROUP_M
                         dst = a_dst.reshape([WARPGROUP_M, 1, BLOCK_K])
-                        tma_load(a_class_desc, [row0 // P + i * WARPGROUP_M, row0 % P, k], bar, dst)
+                        tma_load(a_class_desc, [row, row0 % CLASSES, k], bar, dst)
                     else:
                         tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
                 elif A_K_MAJOR:
@@ -138,7 +144,7 @@ def producer(
 
 
 @gluon.jit
-def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr, BLOCK_K: gl.constexpr):
+def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
     """A ring slot as (ROWS, BLOCK_K), whichever of the two is contiguous."""
     if K_INNER:
         return smem.reshape([ROWS, BLOCK_K])
@@ -156,8 +162,8 @@ def apply_exponents(x, row_e, col_e, wide):
     """x * 2^(row_e + col_e), every product but the last exact for 2^-48 <= |x| <= 2^50."""
     row_e = gl.expand_dims(row_e, 1)
     col_e = gl.expand_dims(col_e, 0)
-    if wide:  # rare; the sum first: one huge and one tiny factor must not meet x one after the other
-        e = gl.minimum(gl.maximum(row_e + col_e, -200), 176)  # beyond: 0 and Inf for every such x
+    if wide:  # rare; summed first, for a huge and a tiny factor must not meet x in turn
+        e = gl.minimum(gl.maximum(row_e + col_e, -200), 176)  # beyond: 0 and Inf for all such x
         first = gl.minimum(gl.maximum(e, -76), 76)
         y = x * power_of_two(first) * power_of_two(e - first)
     else:
@@ -174,53 +180,76 @@ def split_columns(x, PARTS: gl.constexpr):
         return split_columns(x0, PARTS // 2) + split_columns(x1, PARTS // 2)
 
 
+@gluon.constexpr_function
+def store_layout(mma_layout, bits, aligned):
+    """How a slice of C lies in registers when it is stored.
+
+    fp32 goes straight from the wgmma layout, whose quads write whole 32-byte sectors; 16-bit
+    elements would fill half sectors, so they are rearranged to 16 bytes a thread.
+    """
+    if not aligned:
+        return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
+    if bits == 32:
+        return mma_layout
+    return gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+
+
 @gluon.jit
-def store_rows(c_ptr, smem, row0, row_step, col0, shift, M, N, stride_cm, SLICE_N: gl.constexpr,
-               INTERIOR: gl.constexpr):  # fmt: skip
-    """Writes a staged slice with ordinary stores; columns past N are the wrapped ones of its class."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0])
-    y = smem.load(layout)  # (64, SLICE_N)
+def store_slice(
+    c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm,
+    ALIGNED: gl.constexpr, CLASSES: gl.constexpr,
+):  # fmt: skip
+    """Writes (64, SLICE_N) of C; columns past N are the wrapped ones of their class.
+
+    ALIGNED: the rows of C start on 16-byte boundaries, or those of a class do once shifted.
+    """
+    c_type: gl.constexpr = c_ptr.dtype.element_ty
+    layout: gl.constexpr = store_layout(x.type.layout, c_type.primitive_bitwidth, ALIGNED)
+    y = gl.convert_layout(x.to(c_type), layout)
     rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
-    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
-    row_ptrs = gl.expand_dims(c_ptr + rows.to(gl.int64) * stride_cm, 1)
-    if INTERIOR:
-        inside = (row0 + row_step * (WARPGROUP_M - 1) < M) & (col0 + SLICE_N <= N)
-    else:
-        inside: gl.constexpr = False
+    offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
+    row_starts = rows.to(gl.int64) * stride_cm
+    inside = (row0 + row_step * (WARPGROUP_M - 1) < M) & (col0 + SLICE_N <= N)
+    if CLASSES > 1:
+        inside = inside & in_class
     if inside:
-        gl.store(row_ptrs + gl.expand_dims(cols, 0), y)
+        starts = c_ptr + (row_starts + col0)
+        if ALIGNED:
+            starts = gl.multiple_of(starts, 16)  # bytes
+        gl.store(gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0), y)
     else:
+        cols = col0 + offs
         mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N + shift, 0)
-        gl.store(row_ptrs + gl.expand_dims(gl.where(cols < N, cols, cols - N), 0), y, mask=mask)
+        cols = gl.where(cols < N, cols, cols - N)
+        gl.store(gl.expand_dims(c_ptr + row_starts, 1) + gl.expand_dims(cols, 0), y, mask=mask)
 
 
 @gluon.jit
 def consumer(
-    c_desc, c_ptr, row_exp_ptr, col_exp_ptr, ring, staging, exponents, sizes, batch_steps, strides_c,
+    c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c,
     INDEX: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr,
-    SPLIT_K: gl.constexpr, STAGES: gl.constexpr, P: gl.constexpr, E: gl.constexpr,
-    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr,
-    STORE: gl.constexpr, SLICE_N: gl.constexpr, BUFFERS: gl.constexpr,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch = sizes
-    row_exp_step, col_exp_step = batch_steps
+    M, N, K, batch, split_k = sizes
+    row_exp_step, col_exp_step = exp_steps
     stride_cz, stride_cm = strides_c
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
     stage = 0
     phase = 0
-    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * SPLIT_K, gl.num_programs(0)):
+    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * split_k, gl.num_programs(0)):
         pid_m, pid_n, z = work_item(work, tiles_m, tiles_n, batch, GROUP_M)
-        tile_row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, BLOCK_M, P, E)
+        tile_row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(z // batch, K, BLOCK_K, SPLIT_K)
+        k_first, k_last = k_range(z // batch, K, split_k)
         if SCALED:  # asked for here, used after the main loop, which hides the latency
             row_exp = row_exp_ptr + (z % batch).to(gl.int64) * row_exp_step
             col_exp = col_exp_ptr + (z % batch).to(gl.int64) * col_exp_step
@@ -234,75 +263,71 @@ def consumer(
             flat_row_e = gl.load(row_exp + flat_rows, mask=flat_rows < M, other=0)
 
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
-        previous = stage
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
-            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M, BLOCK_K)
-            b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N, BLOCK_K).permute([1, 0])
+            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
+            b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
             pending = warpgroup_mma(a, b, acc, is_async=True)
             acc = warpgroup_mma_wait(1, deps=(pending,))
-            mbarrier.arrive(empty.index(previous), pred=step > k_first)
-            previous = stage
+            mbarrier.arrive(empty.index(before(stage, STAGES)), pred=step > k_first)
             stage, phase = advance(stage, phase, STAGES)
         if SCALED:  # under the last wgmma
             exponents.store(flat_col_e)
             wide = gl.max(gl.maximum(gl.abs(flat_row_e), gl.abs(flat_col_e)), 0) > NARROW
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(empty.index(previous), pred=k_last > k_first)
+        mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
 
+        c_z = c_ptr + z.to(gl.int64) * stride_cz
         parts = split_columns(acc, SLICES)
         for i in gl.static_range(SLICES):
             x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # (64, SLICE_N)
-            col = col0 + i * SLICE_N
             if SCALED:
                 col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
                 x = apply_exponents(x, row_e, col_e, wide)
-            buffer = staging.index(INDEX * BUFFERS + i % BUFFERS)
-            smem = buffer.reshape([WARPGROUP_M, SLICE_N])
-            if STORE == "masked":
-                smem.store(x.to(c_ptr.dtype.element_ty))
-                c_z = c_ptr + z.to(gl.int64) * stride_cz
-                store_rows(c_z, smem, row0, row_step, col, shift, M, N, stride_cm, SLICE_N, STORE == "masked")
-            else:
-                tma.store_wait(BUFFERS - 1)  # the store that read this buffer last
-                smem.store(x.to(c_ptr.dtype.element_ty))
-                if STORE == "tma":
-                    fence_async_shared()
-                    tma_store(c_desc, [z, row0, col], buffer)
-                elif in_class & (col + SLICE_N <= N):
-                    fence_async_shared()
-                    tma_store(c_desc, [0, row0 // P, (row0 % P * stride_cm + col).to(gl.int32)], buffer)
-                else:
-                    tma.store_wait(0)  # this slice adds no bulk group: keep the count above true
-                    store_rows(c_ptr, smem, row0, row_step, col, shift, M, N, stride_cm, SLICE_N, STORE == "masked")
-    if STORE != "masked":
-        tma.store_wait(0)
+            store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
+                        stride_cm, ALIGNED, CLASSES)  # fmt: skip
 
 
-INTEGERS = ["M", "N", "K", "batch", "stride_cz", "stride_cm", "a_step", "b_step"]
+def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
+    """How a TMA box of ``"fp16"`` or ``"bf16"`` lies in shared memory for wgmma."""
+    element = {"fp16": gl.float16, "bf16": gl.bfloat16}[dtype]
+    return gl.NVMMASharedLayout.get_default_for(list(box), element)
 
 
-@gluon.jit(do_not_specialize=INTEGERS + ["row_exp_step", "col_exp_step"])
+def tensor_descriptor(tensor, shape, strides, box, dtype: str) -> TensorDescriptor:
+    """A host TMA descriptor of a torch tensor's memory; sizes and strides in elements."""
+    layout = box_layout(box, dtype)
+    return TensorDescriptor(tensor, list(shape), list(strides), list(box), layout)
+
+
+def descriptor_type(box: tuple[int, ...], dtype: str) -> str:
+    """The type of such a descriptor in a kernel's signature."""
+    return f"tensordesc<{dtype}{list(box)},{box_layout(box, dtype)!r}>"
+
+
+SIZES = ["M", "N", "K", "batch", "split_k"]
+STRIDES = ["stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step", "col_exp_step"]
+
+
+@gluon.jit(do_not_specialize=[*SIZES, *STRIDES])  # TMA gains nothing from their divisibility
 def gemm_hopper_kernel(
-    a_desc, a_class_desc, b_desc, c_desc, c_ptr, row_exp_ptr, col_exp_ptr,
-    M, N, K, batch,
+    a_desc, a_class_desc, b_desc,  # (batch, M, K) or (batch, K, M); (M // CLASSES, CLASSES, K)
+    c_ptr,  # (split_k * batch, M, N), unscaled partial sums if split_k > 1
+    row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
+    M, N, K, batch, split_k,
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr,
-    SPLIT_K: gl.constexpr, STAGES: gl.constexpr, P: gl.constexpr,
-    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr,
-    STORE: gl.constexpr, SLICE_N: gl.constexpr, BUFFERS: gl.constexpr,
-    num_warps: gl.constexpr,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, CLASSES: gl.constexpr,
+    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
 ):  # fmt: skip
-    gl.static_assert(num_warps == 4 and BLOCK_M == 128, "two consumers of four warps, 64 rows each")
-    gl.static_assert(STORE == "class" or P == 1)
-    gl.static_assert(STORE != "class" or (A_K_MAJOR and B_K_MAJOR and SPLIT_K == 1))
-    c_type: gl.constexpr = c_ptr.dtype.element_ty
-    E: gl.constexpr = 128 // c_type.primitive_bitwidth
+    """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module."""
+    gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
+    gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
+    VECTOR: gl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    staged: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, 64, SLICE_N], c_type)
-    a_smem = gl.allocate_shared_memory(a_desc.dtype, [STAGES * 2] + a_desc.block_shape, a_desc.layout)
-    b_smem = gl.allocate_shared_memory(b_desc.dtype, [STAGES] + b_desc.block_shape, b_desc.layout)
-    staging = gl.allocate_shared_memory(c_type, [2 * BUFFERS, 1, 64, SLICE_N], staged)
+    a_shape: gl.constexpr = [STAGES * 2] + a_desc.block_shape
+    b_shape: gl.constexpr = [STAGES] + b_desc.block_shape
+    a_smem = gl.allocate_shared_memory(a_desc.dtype, a_shape, a_desc.layout)
+    b_smem = gl.allocate_shared_memory(b_desc.dtype, b_shape, b_desc.layout)
     exponents = gl.allocate_shared_memory(gl.int32, [2, BLOCK_N], flat)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -310,137 +335,16 @@ def gemm_hopper_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     ring = (a_smem, b_smem, full, empty)
-    sizes = (M, N, K, batch)
+    sizes = (M, N, K, batch, split_k)
     exp_steps = (row_exp_step, col_exp_step)
     strides_c = (stride_cz, stride_cm)
     gl.warp_specialize([
-        (consumer, (c_desc, c_ptr, row_exp_ptr, col_exp_ptr, ring, staging, exponents.index(0), sizes,
-                    exp_steps, strides_c, 0, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SPLIT_K, STAGES, P, E,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, STORE, SLICE_N, BUFFERS)),
-        (consumer, (c_desc, c_ptr, row_exp_ptr, col_exp_ptr, ring, staging, exponents.index(1), sizes,
-                    exp_steps, strides_c, 1, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SPLIT_K, STAGES, P, E,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, STORE, SLICE_N, BUFFERS)),
+        (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes, exp_steps,
+                    strides_c, 0, BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR,
+                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED)),
+        (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes, exp_steps,
+                    strides_c, 1, BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR,
+                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), stride_cm,
-                    BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, SPLIT_K, STAGES, P, E, A_K_MAJOR, B_K_MAJOR)),
+                    BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip
-
-
-SHARED_MEMORY_LIMIT = 232448  # bytes a block may have on sm_90
-
-
-@dataclass(frozen=True)
-class HopperConfig:
-    """One compiled shape of the kernel; slice_n and buffers size the staging area of the stores."""
-
-    block_n: int = 256
-    stages: int = 4
-    group_m: int = 8
-    store: str = "tma"  # "tma", "class" or "masked"
-    slice_n: int = 32
-    buffers: int = 2
-
-    def __post_init__(self):
-        slices, rest = divmod(self.block_n, self.slice_n)
-        if self.block_n not in (64, 128, 256) or rest or slices % self.buffers:
-            raise ValueError(f"slices and buffers do not divide the tile: {self}")
-        if self.store not in ("tma", "class", "masked"):
-            raise ValueError(f"unknown store {self.store!r}")
-
-    def shared_memory_bytes(self, c_itemsize, scaled=True):
-        """An upper bound, at most 512 bytes above what the compiler reports."""
-        ring = self.stages * (BLOCK_M + self.block_n) * BLOCK_K * 2
-        staging = 2 * self.buffers * 64 * self.slice_n * c_itemsize
-        exponents = 2 * self.block_n * 4 if scaled else 0
-        barriers = 2 * 8 * self.stages
-        captures_and_padding = 512  # the partitions' arguments, scratch of one reduction
-        return ring + staging + exponents + barriers + captures_and_padding
-
-
-def row_classes(c_pitch, c_itemsize):
-    """P: rows of C equal modulo P start at the same offset from a 16-byte boundary."""
-    return 16 // gcd(16, c_pitch * c_itemsize)
-
-
-def wrap_rows(c_itemsize):
-    """Rows that B's buffer repeats after its N rows under store="class"."""
-    return 16 // c_itemsize - 1
-
-
-def _descriptor(tensor, shape, strides, box):
-    dtype = getattr(gl, str(tensor.dtype).removeprefix("torch."))
-    layout = gl.NVMMASharedLayout.get_default_for(box, dtype)
-    return TensorDescriptor(tensor, shape, strides, box, layout)
-
-
-def _batched(t):
-    """(shape, strides) with a batch dimension; a broadcast one counts as a single matrix."""
-    shape, strides = list(t.shape), list(t.stride())
-    if len(shape) == 2:
-        shape, strides = [1] + shape, [0] + strides
-    if strides[0] == 0:
-        shape[0] = 1
-    return shape, strides
-
-
-def _operand(t, rows_dim, box_rows, extra_rows=0):
-    """Descriptor of A (rows_dim 1) or B (rows_dim 2) as [batch, rows, K] or [batch, K, rows]."""
-    shape, strides = _batched(t)
-    k_dim = 3 - rows_dim
-    k_major = strides[k_dim] == 1
-    outer, inner = (rows_dim, k_dim) if k_major else (k_dim, rows_dim)
-    shape[rows_dim] += extra_rows
-    pitch = strides[outer]
-    batch_stride = strides[0] if shape[0] > 1 else pitch
-    box = [1, box_rows, BLOCK_K] if k_major else [1, BLOCK_K, box_rows]
-    dims = [shape[0], shape[outer], shape[inner]]
-    return _descriptor(t, dims, [batch_stride, pitch, strides[inner]], box), k_major, shape[0] > 1
-
-
-def launch(a, b, c, row_exp, col_exp, config, *, num_sms, split_k=1):
-    """Runs the kernel on strided views: a [(batch,) M, K], b [(batch,) K, N], c [(batch,) M, N].
-
-    a and b: one of the last two strides is 1, the other, and the batch stride, are multiples of 16 bytes, and
-    so is the base; a batch of 1 or of stride 0 is broadcast. row_exp [(batch,) M] and col_exp [(batch,) N] are
-    int32 and contiguous in their last dimension, or both None. With split_k > 1 c is a workspace
-    [split_k * batch, M, N] for unscaled partial sums. c's last stride is 1; store="tma" also wants c's base,
-    pitch and batch stride to be multiples of 16 bytes; store="class" wants K-major a and b without a
-    batch, c's base on 16 bytes, and rows N .. N + wrap_rows(itemsize) - 1 in b's buffer that repeat
-    its first ones (as col_exp is indexed modulo N, it needs nothing). K must not be 0.
-    """
-    M, K = a.shape[-2:]
-    N = b.shape[-1]
-    c_size = c.element_size()
-    by_class = config.store == "class"
-    c_shape, (stride_cz, stride_cm, _) = _batched(c)
-    a_desc, a_k_major, a_batched = _operand(a, 1, 64)
-    b_desc, b_k_major, b_batched = _operand(b, 2, config.block_n, wrap_rows(c_size) if by_class else 0)
-    a_class_desc = c_desc = None
-    classes = 1
-    if by_class:
-        classes = row_classes(stride_cm, c_size)
-        if c_shape[0] > 1 or split_k > 1 or not (a_k_major and b_k_major) or N <= wrap_rows(c_size):
-            raise ValueError('store="class" needs one batch, no split, K-major operands, N >= 16 bytes')
-        if classes == 1:
-            raise ValueError('C\'s rows are all aligned: use store="tma"')
-        super_rows = max(M // classes, 1)  # of a shorter C no tile is a class tile
-        pitch = a.stride(-2)
-        a_class_desc = _descriptor(a, [super_rows, classes, K], [classes * pitch, pitch, 1], [64, 1, BLOCK_K])
-        width = (classes - 1) * stride_cm + N
-        super_pitch = classes * stride_cm
-        c_desc = _descriptor(c, [1, super_rows, width], [super_pitch, super_pitch, 1], [1, 64, config.slice_n])
-    elif config.store == "tma":
-        z_stride = stride_cz if c_shape[0] > 1 else stride_cm
-        c_desc = _descriptor(c, c_shape, [z_stride, stride_cm, 1], [1, 64, config.slice_n])
-
-    work = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, config.block_n) * c_shape[0]
-    scaled = row_exp is not None
-    return gemm_hopper_kernel[(min(num_sms, work),)](
-        a_desc, a_class_desc, b_desc, c_desc, c, row_exp, col_exp,
-        M, N, K, c_shape[0] // split_k,
-        stride_cz, stride_cm, int(a_batched), int(b_batched),
-        row_exp.stride(0) if scaled and row_exp.dim() == 2 else 0,
-        col_exp.stride(0) if scaled and col_exp.dim() == 2 else 0,
-        BLOCK_M, config.block_n, BLOCK_K, config.group_m, split_k, config.stages, classes,
-        a_k_major, b_k_major, scaled, config.store, config.slice_n, config.buffers,
-        num_warps=4,
-    )  # fmt: skip

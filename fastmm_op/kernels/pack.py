@@ -7,6 +7,9 @@ whose K tail is zero, so that the GEMM needs neither masks nor alignment cases.
 fp32 rows are multiplied by a power of two (exact) that puts their largest finite magnitude into
 [2**14, 2**15) and then rounded to fp16, which has the significand of TF32. The exponent that undoes
 it is stored per row: x ~ packed * 2**row_exp. 16-bit inputs are copied as they are.
+
+``wrap`` more rows than there are repeat the first ones (kernels/gemm_hopper.py reads across the end);
+only a single batch item may have them.
 """
 
 import triton
@@ -51,30 +54,42 @@ def scale_to_fp16(x, row_exp):
 
 
 @triton.jit
+def source_rows(offs_r, R):
+    """Which row to read for a packed row: rows from R on repeat the first ones."""
+    return tl.where(offs_r < R, offs_r, offs_r - R)
+
+
+@triton.jit
 def pack_rows_kernel(
     x_ptr,  # (batch, R, K), any strides
-    packed_ptr,  # (batch * R, pitch)
+    packed_ptr,  # (batch * R + wrap, pitch)
     exp_ptr,  # (batch * R,) int32
-    R, K,
+    R, K, wrap,
     stride_xb, stride_xr, stride_xk,
     pitch,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
 ):  # fmt: skip
     """Scale and pack in one read: a program holds BLOCK_R whole rows, BLOCK_K >= pitch."""
-    blocks_r = tl.cdiv(R, BLOCK_R)
-    batch = tl.program_id(0) // blocks_r
+    blocks_r = tl.cdiv(R + wrap, BLOCK_R)
+    batch = (tl.program_id(0) // blocks_r).to(tl.int64)
     offs_r = (tl.program_id(0) % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
-    mask_r = offs_r < R
-    x_ptrs = x_ptr + batch.to(tl.int64) * stride_xb
-    x_ptrs += offs_r[:, None] * stride_xr + offs_k[None, :] * stride_xk
-    x = tl.load(x_ptrs, mask=mask_r[:, None] & (offs_k[None, :] < K), other=0.0)
+    rows = source_rows(offs_r, R)
+    x_ptr += batch * stride_xb
+    if K_MAJOR:
+        mask = (offs_r < R + wrap)[:, None] & (offs_k < K)[None, :]
+        x_ptrs = x_ptr + rows[:, None] * stride_xr + offs_k[None, :] * stride_xk
+        x = tl.load(x_ptrs, mask=mask, other=0.0)
+    else:
+        mask = (offs_k < K)[:, None] & (offs_r < R + wrap)[None, :]
+        x_ptrs = x_ptr + offs_k[:, None] * stride_xk + rows[None, :] * stride_xr
+        x = tl.trans(tl.load(x_ptrs, mask=mask, other=0.0))
     row_exp = exponent_of(tl.max(finite_magnitude(x), 1))
-    row = batch.to(tl.int64) * R + offs_r
-    packed_ptrs = packed_ptr + row[:, None] * pitch + offs_k[None, :]
-    packed = scale_to_fp16(x, row_exp[:, None])
-    tl.store(packed_ptrs, packed, mask=mask_r[:, None] & (offs_k[None, :] < pitch))
-    tl.store(exp_ptr + row, row_exp, mask=mask_r)
+    packed_rows = batch * R + offs_r
+    packed_ptrs = packed_ptr + packed_rows[:, None] * pitch + offs_k[None, :]
+    mask = (offs_r < R + wrap)[:, None] & (offs_k < pitch)[None, :]
+    tl.store(packed_ptrs, scale_to_fp16(x, row_exp[:, None]), mask=mask)
+    tl.store(exp_ptr + packed_rows, row_exp, mask=offs_r < R)
 
 
 @triton.jit
@@ -95,7 +110,7 @@ def row_max_kernel(
     largest = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
     x_ptrs = x_ptr + batch.to(tl.int64) * stride_xb + offs_r[:, None] * stride_xr
     for step in range(chunk * steps, (chunk + 1) * steps):
-        offs_k = step.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+        offs_k = tl.cast(step, tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = mask_r[:, None] & (offs_k[None, :] < K)
         x = tl.load(x_ptrs + offs_k[None, :] * stride_xk, mask=mask, other=0.0)
         largest = tl.maximum(largest, finite_magnitude(x))
@@ -107,10 +122,10 @@ def row_max_kernel(
 @triton.jit
 def pack_tiles_kernel(
     x_ptr,  # (batch, R, K), any strides
-    packed_ptr,  # (batch * R, pitch)
+    packed_ptr,  # (batch * R + wrap, pitch)
     max_ptr,  # (chunks, batch * R) fp32, read if SCALED
     exp_ptr,  # (batch * R,) int32, written if SCALED
-    R, K, batch_rows,
+    R, K, wrap, batch_rows,
     stride_xb, stride_xr, stride_xk,
     pitch,
     SCALED: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -120,24 +135,24 @@ def pack_tiles_kernel(
     Tiles are walked in the reverse of row_max_kernel's order: what it read last is still in L2.
     """
     blocks_k = tl.cdiv(pitch, BLOCK_K)
-    blocks_r = tl.cdiv(R, BLOCK_R)
+    blocks_r = tl.cdiv(R + wrap, BLOCK_R)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     block_k = tile % blocks_k
-    batch = tile // blocks_k // blocks_r
+    batch = (tile // blocks_k // blocks_r).to(tl.int64)
     offs_r = (tile // blocks_k % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     offs_k = block_k * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
-    mask_r = offs_r < R
-    x_ptrs = x_ptr + batch.to(tl.int64) * stride_xb
-    x_ptrs += offs_r[:, None] * stride_xr + offs_k[None, :] * stride_xk
-    x = tl.load(x_ptrs, mask=mask_r[:, None] & (offs_k[None, :] < K), other=0.0)
-    row = batch.to(tl.int64) * R + offs_r
+    rows = source_rows(offs_r, R)
+    inside = offs_r < R + wrap
+    x_ptrs = x_ptr + batch * stride_xb + rows[:, None] * stride_xr + offs_k[None, :] * stride_xk
+    x = tl.load(x_ptrs, mask=inside[:, None] & (offs_k < K)[None, :], other=0.0)
+    packed_rows = batch * R + offs_r
     if SCALED:
         offs_c = tl.arange(0, CHUNKS).to(tl.int64)
-        max_ptrs = max_ptr + offs_c[:, None] * batch_rows + row[None, :]
-        largest = tl.max(tl.load(max_ptrs, mask=mask_r[None, :], other=0.0), 0)
+        max_ptrs = max_ptr + offs_c[:, None] * batch_rows + (batch * R + rows)[None, :]
+        largest = tl.max(tl.load(max_ptrs, mask=inside[None, :], other=0.0), 0)
         row_exp = exponent_of(largest)
         x = scale_to_fp16(x, row_exp[:, None])
         if block_k == 0:
-            tl.store(exp_ptr + row, row_exp, mask=mask_r)
-    packed_ptrs = packed_ptr + row[:, None] * pitch + offs_k[None, :]
-    tl.store(packed_ptrs, x, mask=mask_r[:, None] & (offs_k[None, :] < pitch))
+            tl.store(exp_ptr + packed_rows, row_exp, mask=offs_r < R)
+    packed_ptrs = packed_ptr + packed_rows[:, None] * pitch + offs_k[None, :]
+    tl.store(packed_ptrs, x, mask=inside[:, None] & (offs_k < pitch)[None, :])

@@ -1,0 +1,41 @@
+# make setup            a virtual environment in .venv with everything that tests and lint need
+# make demo|test|lint|bench    in .venv if it is there, else with python3; PYTHON=... names another
+
+VENV := .venv
+BASE_PYTHON ?= python3
+# Evaluated at each use: `make setup test` must see the environment that setup made.
+PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(BASE_PYTHON))
+
+.PHONY: setup demo test lint bench
+
+# A torch that is already importable is kept (a GPU machine has the build that its driver needs), and
+# the environment sees it. Without one, CI's pinned versions are installed, torch first: alone, its
+# version pin finds a local CPU build, and all that follows finds torch satisfied.
+setup:
+	@set -e; \
+	if $(BASE_PYTHON) -c 'import torch' 2>/dev/null; then \
+	    $(BASE_PYTHON) -m venv --system-site-packages $(VENV); \
+	    $(VENV)/bin/python -m pip install -e '.[test,dev]'; \
+	else \
+	    $(BASE_PYTHON) -m venv $(VENV); \
+	    $(VENV)/bin/python -m pip install -c constraints-ci.txt torch; \
+	    $(VENV)/bin/python -m pip install -c constraints-ci.txt -e '.[test,dev]'; \
+	fi
+
+demo:
+	$(PYTHON) -m fastmm_op demo
+
+# Triton decides at import whether kernels are interpreted or compiled, so this takes two processes:
+# the kernels on CPU tensors; then ATen's CPU path, code generation, and the GPU where there is one.
+test:
+	@status=0; for interpret in 1 0; do \
+	    echo "TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest tests/"; \
+	    TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest tests/ || status=$$?; \
+	done; exit $$status
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+bench:
+	$(PYTHON) benchmarks/bench_matmul.py

@@ -1,0 +1,214 @@
+"""Results files -> README's table and a plot beside each file.
+
+    python benchmarks/report.py [--check]
+
+Rewrites what stands between the two markers in README.md from benchmarks/results/*/matmul.json, and
+draws matmul.png next to each. ``--check`` writes nothing: exit code 1 if README.md is not in step.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import summary
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+EMPTY = "No results recorded yet: `make bench` on a machine with a GPU writes them."
+PEER_COLUMNS = ("torch", "torch-fp32", "inductor", "seed-style")
+OPEN_GROUPS = ("seed",)
+
+
+def load(folder: Path) -> dict[Path, dict]:
+    """All results files under a folder, by path."""
+    return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*/matmul.json"))}
+
+
+def cell(value: float | None, form: str, suffix: str = "") -> str:
+    return "-" if value is None else format(value, form) + suffix
+
+
+def compared(value: float | None) -> str:
+    """A ratio; in bold where we lose."""
+    text = cell(value, ".2f")
+    return f"**{text}**" if value is not None and value < 1 else text
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Markdown lines, one a row; times in microseconds."""
+    names = [n for n in PEER_COLUMNS if any(n in row["peers"] for row in rows)]
+    headings = ["case", "plan", "fastmm", *names, "x torch", "x best peer", "of limit", "error"]
+    lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
+    for row in rows:
+        share = row["limit_fraction"]
+        ours = "failed" if "failed" in row else cell(row["us"], ".1f")
+        cells = [summary.label(row).split("/", 1)[-1], row["strategy"] or "ATen", ours]
+        for name in names:
+            failed = "failed" in row["peers"].get(name, {})
+            cells.append("failed" if failed else cell(summary.peer_us(row, name), ".1f"))
+        cells += [compared(summary.ratio(row, name)) for name in ("torch", "best")]
+        cells += [cell(share and 100 * share, ".0f", " %"), cell(row["error"], ".1e")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def means_table(rows: list[dict]) -> list[str]:
+    lines = ["| computed in | cases | x torch | x best peer |", "|---|---:|---:|---:|"]
+    for precision, entry in summary.means(rows).items():
+        ratios = " | ".join(cell(entry[name], ".2f") for name in ("torch", "best"))
+        lines.append(f"| {precision} | {entry['cases']} | {ratios} |")
+    return lines
+
+
+def host_line(env: dict) -> str:
+    parts = [
+        f"{kind} {cost['dtype']} {'x'.join(map(str, cost['shape']))} ({cost['strategy']}): "
+        f"{cost['fastmm']:.1f} (torch.mm {cost['torch']:.1f})"
+        for kind, cost in env["host_us"].items()
+    ]
+    return "Host cost of one eager call, microseconds: " + "; ".join(parts) + "."
+
+
+def section(results: dict, folder: str) -> str:
+    """One card's results as Markdown.
+
+    Args:
+        results: a results file's content.
+        folder: the name of its folder under benchmarks/results.
+    """
+    env, rows = results["env"], results["rows"]
+    rates = env["matmul_ceiling_flops"]
+    lines = [
+        f"### {env['gpu']}",
+        "",
+        f"Driver {env['driver']}, torch {env['torch']}, Triton {env['triton']}, Python "
+        f"{env['python']}; commit `{env['commit'][:12]}`, {env['date'][:10]}.",
+        "",
+        "```",
+        env["command"],
+        "```",
+        "",
+        "Times are medians in microseconds; every result was checked before it was timed. Error is "
+        "normwise against float64. The limit is the larger of FLOPs over this card's measured rate "
+        f"({rates['fp16'] / 1e12:.0f} fp16, {rates['bf16'] / 1e12:.0f} bf16, "
+        f"{rates['fp32'] / 1e12:.0f} fp32 TFLOP/s; TF32 is held to the fp16 rate) and bytes over "
+        f"its measured copy bandwidth ({env['copy_bandwidth_bytes_per_s'] / 1e12:.2f} TB/s).",
+        host_line(env),
+        "",
+        f"![Time relative to the best peer, and fraction of the limit]"
+        f"(benchmarks/results/{folder}/matmul.png)",
+        "",
+        "Geometric means over the eager rows:",
+        "",
+        *means_table(rows),
+        "",
+    ]
+    slow = summary.losing(rows)
+    lines.append(f"Slower than the best peer: {len(slow)} of {len(rows)} rows.")
+    lines += [""] + [
+        f"- {summary.ratio(row, 'best'):.2f}x `{summary.label(row)}` "
+        f"(best: {summary.best_peer(row)[0]})"
+        for row in slow
+    ]
+    failed = summary.failures(rows)
+    lines += ["", "Failed:", "", *(f"- {entry}" for entry in failed)] if failed else []
+    if results.get("missing"):
+        lines += ["", f"Not run: {len(results['missing'])} cases of the suite."]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = table([row for row in rows if row["group"] == group])
+        if group in OPEN_GROUPS:
+            lines += ["", f"**{group}**", "", *members]
+        else:
+            heading = f"<details><summary>{group} ({len(members) - 2} rows)</summary>"
+            lines += ["", heading, "", *members, "", "</details>"]
+    return "\n".join(lines)
+
+
+def rewritten(readme: str, found: dict[Path, dict]) -> str:
+    """README's text with the results between its markers.
+
+    Raises:
+        ValueError: the two markers are not there once each, in order.
+    """
+    if (
+        readme.count(BEGIN) != 1
+        or readme.count(END) != 1
+        or readme.index(BEGIN) > readme.index(END)
+    ):
+        raise ValueError(f"README needs one {BEGIN} and one {END} after it")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    sections = [section(results, path.parent.name) for path, results in found.items()]
+    return f"{before}{BEGIN}\n\n" + "\n\n".join(sections or [EMPTY]) + f"\n\n{END}{after}"
+
+
+def plot(results: dict, path: Path) -> None:
+    """Draw a results file: our time over the best peer's, and the fraction of the limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [r for r in results["rows"] if summary.is_good(r) and summary.best_peer(r)]
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(13, max(4.0, 0.16 * len(rows) + 1.5)), sharey=True, layout="constrained"
+    )
+    for i, group in enumerate(dict.fromkeys(row["group"] for row in rows)):
+        places = [y for y, row in enumerate(rows) if row["group"] == group]
+        relative = [1 / summary.ratio(rows[y], "best") for y in places]
+        left.scatter(relative, places, s=14, color=f"C{i}", label=group)
+        shares = [rows[y]["limit_fraction"] for y in places]
+        right.barh(places, shares, color=f"C{i}", height=0.7)
+    left.axvline(1.0, color="black", linewidth=0.8)
+    left.set_xscale("log")
+    left.set_xlabel("time / best peer's time (left of the line: faster)")
+    left.set_yticks(range(len(rows)), [summary.label(row) for row in rows], fontsize=6)
+    if rows:
+        left.set_ylim(len(rows) - 0.5, -0.5)
+        left.legend(fontsize=7)
+    right.set_xlabel("fraction of the limit (measured FLOP rate or copy bandwidth)")
+    right.axvline(1.0, color="black", linewidth=0.8)
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+    env = results["env"]
+    figure.suptitle(
+        f"{env['gpu']}, torch {env['torch']}, Triton {env['triton']}, {env['date'][:10]}"
+    )
+    # Without a date in the file, the same results give the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the report with command line arguments ``argv``; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say whether README is in step")
+    parser.add_argument("--no-plot", action="store_true", help="no matplotlib: the table only")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args(argv)
+    found = load(options.results)
+    readme = options.readme.read_text()
+    try:
+        wanted = rewritten(readme, found)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.check:
+        if readme != wanted:
+            print(f"{options.readme} is not in step with {options.results}: run report.py")
+        return int(readme != wanted)
+    options.readme.write_text(wanted)
+    print(f"wrote {options.readme} from {len(found)} results file(s)")
+    if not options.no_plot:
+        for path, results in found.items():
+            plot(results, path.with_suffix(".png"))
+            print(f"wrote {path.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

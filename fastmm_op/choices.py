@@ -1,0 +1,218 @@
+"""Every legal way to compute a product: which operands to pack, by which kernel and tile, how split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+
+from fastmm_op.arch import Arch
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, is_aligned
+
+# Splits of K worth trying: few output tiles leave most of the card idle.
+SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A GEMM kernel, its tile, and the fraction of the card's rate that its main loop reaches."""
+
+    kernel: str
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to compute a problem, before it is written out as launches."""
+
+    pack_a: bool
+    pack_b: bool
+    tile: Tile
+    split: int
+
+
+# How the main loop gets its operands, and the tiles worth choosing from, largest first; every one
+# compiles without spills on its architecture (tests/test_codegen.py).
+TILES = {
+    ("sm_90", "16-bit"): (
+        Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),
+        Tile("gemm_hopper", 128, 128, 64, 4, 6, 0.90),
+        Tile("gemm_hopper", 128, 64, 64, 4, 8, 0.64),
+        Tile("gemm", 128, 256, 64, 8, 3, 0.80),
+        Tile("gemm", 128, 128, 64, 4, 4, 0.76),
+        Tile("gemm", 64, 128, 64, 4, 4, 0.60),
+        Tile("gemm", 64, 64, 64, 4, 5, 0.45),
+        Tile("gemm", 32, 64, 128, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    ("sm_80", "16-bit"): (
+        Tile("gemm", 128, 256, 32, 8, 4, 1.00),
+        Tile("gemm", 128, 128, 32, 4, 4, 0.95),
+        Tile("gemm", 64, 128, 32, 4, 4, 0.75),
+        Tile("gemm", 64, 64, 64, 4, 4, 0.50),
+        Tile("gemm", 32, 64, 64, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    ("sm_89", "16-bit"): (
+        Tile("gemm", 128, 256, 32, 8, 3, 1.00),
+        Tile("gemm", 128, 128, 32, 4, 4, 0.97),
+        Tile("gemm", 64, 128, 32, 4, 4, 0.75),
+        Tile("gemm", 64, 64, 64, 4, 4, 0.50),
+        Tile("gemm", 32, 64, 64, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice: 32 rows at most
+    # keep the compiler on mma.sync, which is faster here (H200: n=512 14.5 us against 52).
+    ("sm_90", "fp32"): (
+        Tile("gemm", 32, 128, 32, 4, 3, 1.00),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.80),
+        Tile("gemm", 32, 32, 64, 4, 3, 0.60),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.60),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.50),
+    ),
+} | {
+    # Odd strides cost an address register an element: large tiles of them would spill.
+    (arch, kind): tiles
+    for kind, arches, tiles in (
+        (
+            "fp32",
+            ("sm_80", "sm_89"),
+            (
+                Tile("gemm", 64, 128, 32, 8, 3, 1.00),
+                Tile("gemm", 64, 64, 32, 4, 3, 0.80),
+                Tile("gemm", 32, 64, 32, 4, 3, 0.60),
+                Tile("gemm", 16, 128, 32, 8, 3, 0.40),
+                Tile("gemm", 16, 32, 64, 4, 3, 0.20),
+            ),
+        ),
+        (
+            "misaligned 16-bit",
+            ("sm_80", "sm_89", "sm_90"),
+            (
+                Tile("gemm", 64, 128, 32, 8, 2, 1.00),
+                Tile("gemm", 64, 64, 32, 4, 2, 0.75),
+                Tile("gemm", 32, 64, 64, 4, 2, 0.50),
+                Tile("gemm", 16, 64, 64, 4, 2, 0.30),
+                Tile("gemm", 16, 32, 128, 4, 2, 0.20),
+            ),
+        ),
+    )
+    for arch in arches
+}
+
+
+def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
+    """How the GEMM's main loop gets its operands: a key of TILES."""
+    if problem.dtype == "fp32":
+        return "16-bit" if pack_a and pack_b else "fp32"
+    a_aligned = pack_a or is_aligned(problem.a, problem.dtype)
+    b_aligned = pack_b or is_aligned(problem.b, problem.dtype)
+    return "16-bit" if a_aligned and b_aligned else "misaligned 16-bit"
+
+
+def choices(problem: Problem) -> Iterator[Choice]:
+    """Every legal combination of packing, tile and split."""
+    dtype, arch = problem.dtype, problem.arch
+    if dtype == "fp32":
+        packings = [(False, False), (True, True)] if problem.tf32 else [(False, False)]
+    else:
+        # An aligned B is worth packing only for Hopper's row classes, which read past its end.
+        a_ways = [False] if is_aligned(problem.a, dtype) else [False, True]
+        b_ways = [False] if is_aligned(problem.b, dtype) and not arch.tma else [False, True]
+        packings = [(a, b) for a in a_ways for b in b_ways]
+    for pack_a, pack_b in packings:
+        kind = operand_kind(problem, pack_a, pack_b)
+        for tile in TILES[arch.name, kind]:
+            if shared_memory(tile, kind, problem) > arch.shared_memory:
+                continue
+            if tile.kernel == "gemm_hopper" and not hopper_can_run(problem, pack_a, pack_b):
+                continue
+            for split in SPLITS:
+                if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
+                    yield Choice(pack_a, pack_b, tile, split)
+
+
+def hopper_can_run(problem: Problem, pack_a: bool, pack_b: bool) -> bool:
+    """Whether TMA descriptors can hold the operands that are not packed."""
+    sizes = (problem.batch, problem.M, problem.N, problem.K)
+    return (
+        problem.arch.tma
+        and max(sizes) < 2**31 - 256
+        and (pack_a or tma_can_read(problem.a, problem.M, problem.K))
+        and (pack_b or tma_can_read(problem.b, problem.N, problem.K))
+    )
+
+
+def tma_can_read(operand: Operand, rows: int, k: int) -> bool:
+    """An aligned operand that is not expanded along its rows or K, strides within TMA's 40 bits."""
+    expanded = (operand.row_stride == 0 and rows > 1) or (operand.k_stride == 0 and k > 1)
+    return not expanded and max(operand.batch_stride, operand.row_stride, operand.k_stride) < 2**38
+
+
+def row_classes(problem: Problem, choice: Choice) -> int:
+    """How many classes of equally aligned rows C has, if the Hopper kernel stores by them; else 1.
+
+    Only for one batch item and no split; A and B must be K-major, and B packed (with its first rows
+    repeated past the end); M large enough that whole tiles of one class exist.
+    """
+    if choice.tile.kernel != "gemm_hopper" or problem.batch > 1 or choice.split > 1:
+        return 1
+    row_bytes = problem.N * ITEMSIZE[problem.dtype]
+    classes = COPY_BYTES // gcd(COPY_BYTES, row_bytes)
+    k_major = (choice.pack_a or problem.a.k_major) and choice.pack_b
+    elements = COPY_BYTES // ITEMSIZE[problem.dtype]
+    fits = choice.tile.block_m * classes <= problem.M and elements <= problem.N
+    return classes if k_major and fits else 1
+
+
+def stores_are_aligned(problem: Problem, choice: Choice) -> bool:
+    """Whether the Hopper kernel's tiles of C start on 16-byte boundaries."""
+    itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
+    return problem.N * itemsize % COPY_BYTES == 0 or row_classes(problem, choice) > 1
+
+
+def shared_memory(tile: Tile, kind: str, problem: Problem) -> int:
+    """Bytes of shared memory a block of the tile's kernel uses."""
+    if tile.kernel == "gemm_hopper":
+        return hopper_shared_memory(tile)
+    return gemm_shared_memory(tile, kind, problem.arch)
+
+
+def hopper_shared_memory(tile: Tile) -> int:
+    """An upper bound for gemm_hopper_kernel; tests hold it against the compiler's figure."""
+    ring = tile.num_stages * (tile.block_m + tile.block_n) * tile.block_k * 2
+    exponents = 2 * tile.block_n * 4
+    barriers = 2 * 8 * tile.num_stages
+    rearranged_slices = 2 * 64 * 64 * 4
+    captured_arguments = 256
+    return ring + exponents + barriers + rearranged_slices + captured_arguments
+
+
+def gemm_shared_memory(tile: Tile, kind: str, arch: Arch) -> int:
+    """Bytes of shared memory gemm_kernel takes: its ring of A and B tiles, later the C tile.
+
+    mma.sync reads its operands into registers, so the tile in use is free again at once and
+    num_stages - 1 buffers serve num_stages tiles; wgmma reads shared memory and keeps the last one.
+    fp32 is rounded in registers on the way, after which wgmma wants its B tile back in shared
+    memory. Misaligned 16-bit operands come through registers: one buffer. C is rearranged for
+    coalesced stores. An upper bound: some layouts need less (tests hold it against the compiler's).
+    """
+    itemsize = 4 if kind == "fp32" else 2
+    a_tile = tile.block_m * tile.block_k * itemsize
+    b_tile = tile.block_n * tile.block_k * itemsize
+    wgmma = arch.wgmma and tile.block_m >= 64
+    c_tile = tile.block_m * tile.block_n * 2
+    if kind == "misaligned 16-bit":
+        ring = a_tile + b_tile
+        c_tile *= 2
+    elif wgmma and kind == "16-bit":
+        ring = (a_tile + b_tile) * tile.num_stages
+    else:
+        ring = (a_tile + b_tile) * (tile.num_stages - 1) + (b_tile if wgmma else 0)
+    return max(ring, c_tile)

@@ -1,0 +1,92 @@
+"""What is answered: a plan is a list of kernel launches, complete but for the addresses."""
+
+from dataclasses import dataclass, field
+
+from fastmm_op.problem import ITEMSIZE, round_up
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A kernel argument: an address inside one of the buffers of a call.
+
+    Attributes:
+        buffer: ``"a"``, ``"b"``, ``"c"`` or ``"workspace"``.
+        dtype: of the elements there.
+        offset: bytes from the start of the buffer.
+    """
+
+    buffer: str
+    dtype: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A kernel argument: a TMA descriptor of a tensor at an address inside a buffer.
+
+    Attributes:
+        pointer: where the tensor starts; a multiple of 16 bytes.
+        shape: elements in each dimension; what is read outside is zero.
+        strides: elements; the last is 1, the others are multiples of 16 bytes.
+        box: the piece that one copy moves.
+    """
+
+    pointer: Pointer
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: name in ``launch.KERNELS``.
+        grid: number of programs.
+        args: the kernel's arguments in order: addresses, sizes, strides; None for an unused one.
+        constexprs: its compile-time arguments.
+        num_warps, num_stages: Triton's options of these names.
+        shared_memory: bytes of shared memory a block uses, as the plan sums them.
+    """
+
+    kernel: str
+    grid: int
+    args: tuple[Pointer | Descriptor | int | None, ...]
+    constexprs: dict[str, int | bool | str] = field(hash=False)
+    num_warps: int = 4
+    num_stages: int = 1
+    shared_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is computed.
+
+    Attributes:
+        strategy: ``"packed"`` (both operands rewritten as aligned 16-bit), ``"mixed"`` (one of
+            them), ``"direct"`` (read as they are) or ``"zero"`` (nothing to multiply); with
+            ``"+split"`` where K is shared out among programs and summed by a second kernel.
+        launches: kernels in order.
+        workspace_bytes: scratch memory a call takes from PyTorch's caching allocator.
+        seconds: the model's estimate, the figure by which this plan was chosen.
+        why: one sentence a decision.
+    """
+
+    strategy: str
+    launches: tuple[Launch, ...]
+    workspace_bytes: int
+    seconds: float
+    why: tuple[str, ...]
+
+
+class Workspace:
+    """Hands out aligned pieces of a call's scratch memory while a plan is written."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, elements: int, dtype: str) -> Pointer:
+        pointer = Pointer("workspace", dtype, self.size)
+        self.size += round_up(elements * ITEMSIZE[dtype], 256)
+        return pointer

@@ -1,0 +1,112 @@
+"""The launches that rewrite one operand as aligned, K-major, 16-bit rows (kernels/pack.py)."""
+
+from dataclasses import dataclass
+
+from fastmm_op.launches import Launch, Pointer, Workspace
+from fastmm_op.problem import Problem, cdiv, next_power_of_two, round_up
+
+# Packed rows are a whole number of GEMM K-blocks, so no K tail is left to mask.
+PACK_ALIGNMENT = 64
+# Rows up to this many elements are packed by one program that holds them in registers.
+MAX_ROW_IN_REGISTERS = 8192
+# Columns that are packed whole by one program: beyond this, reading them twice is faster.
+MAX_COLUMN_IN_REGISTERS = 1024
+# Parts of K whose maxima are found independently, for operands that are read twice.
+ROW_MAX_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class GemmOperand:
+    """What the GEMM reads for one operand: pointer, row exponents (or None) and strides."""
+
+    pointer: Pointer
+    row_exp: Pointer | None
+    batch_stride: int
+    row_stride: int
+    k_stride: int
+    row_exp_stride: int = 0
+
+    @property
+    def k_major(self) -> bool:
+        return self.k_stride <= self.row_stride
+
+
+def packing_passes(problem: Problem, buffer: str) -> int:
+    """How often packing reads the operand: a row's scale is known only after the whole row."""
+    operand = problem.a if buffer == "a" else problem.b
+    held = MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
+    in_registers = held >= problem.K
+    return 1 if problem.dtype != "fp32" or in_registers else 2
+
+
+def pack_operand(
+    problem: Problem, buffer: str, slack_rows: int, wrap: int, alignment: int, workspace: Workspace
+) -> tuple[GemmOperand, list[Launch]]:
+    """The launches that pack one operand into the workspace, and where they leave it.
+
+    Args:
+        buffer: ``"a"`` or ``"b"``.
+        slack_rows: rows past the end that the GEMM may read (and never uses).
+        wrap: rows past the end that repeat the first ones; for a single batch item only.
+        alignment: the packed pitch is a multiple of this many elements.
+    """
+    operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
+    batch = 1 if operand.batch_stride == 0 else problem.batch
+    pitch = round_up(problem.K, alignment)
+    scaled = problem.dtype == "fp32"
+    packed = workspace.take(
+        (batch * rows + wrap + slack_rows) * pitch, "fp16" if scaled else problem.dtype
+    )
+    row_exp = workspace.take(batch * rows, "int32") if scaled else None
+    source = Pointer(buffer, problem.dtype)
+    strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
+    sizes = (rows, problem.K, wrap)
+    launches = []
+
+    if scaled and packing_passes(problem, buffer) == 1:
+        block_k = next_power_of_two(pitch)
+        # Along memory: whole rows, or 16 neighbours (64 bytes) of each of a column's elements.
+        block_r = max(1, 2048 // block_k) if operand.k_major else 16
+        launches.append(
+            Launch(
+                "pack_rows",
+                batch * cdiv(rows + wrap, block_r),
+                (source, packed, row_exp, *sizes, *strides, pitch),
+                {"BLOCK_R": block_r, "BLOCK_K": block_k, "K_MAJOR": operand.k_major},
+                num_warps=8 if block_k * block_r > 4096 else 4,
+            )
+        )
+    else:
+        maxima = None
+        chunks = 1
+        if scaled:
+            chunks = ROW_MAX_CHUNKS
+            maxima = workspace.take(chunks * batch * rows, "fp32")
+            block_r, block_k = (8, 512) if operand.k_major else (128, 32)
+            launches.append(
+                Launch(
+                    "row_max",
+                    batch * cdiv(rows, block_r) * chunks,
+                    (source, maxima, rows, problem.K, batch * rows, *strides),
+                    {"CHUNKS": chunks, "BLOCK_R": block_r, "BLOCK_K": block_k},
+                )
+            )
+        block_r, block_k = (16, 256) if operand.k_major else (64, 64)
+        launches.append(
+            Launch(
+                "pack_tiles",
+                batch * cdiv(rows + wrap, block_r) * cdiv(pitch, block_k),
+                (source, packed, maxima, row_exp, *sizes, batch * rows, *strides, pitch),
+                {"SCALED": scaled, "CHUNKS": chunks, "BLOCK_R": block_r, "BLOCK_K": block_k},
+            )
+        )
+    shared = operand.batch_stride == 0
+    packed_operand = GemmOperand(
+        packed,
+        row_exp,
+        batch_stride=0 if shared else rows * pitch,
+        row_stride=pitch,
+        k_stride=1,
+        row_exp_stride=0 if shared else rows,
+    )
+    return packed_operand, launches

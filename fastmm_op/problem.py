@@ -1,0 +1,94 @@
+"""What is asked: one product, as plain numbers that need neither torch nor a GPU."""
+
+from dataclasses import dataclass
+
+from fastmm_op.arch import Arch
+
+ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2, "int32": 4}
+PRECISIONS = ("tf32", "fp32", "ieee")
+
+# cp.async and TMA move 16 bytes at a time.
+COPY_BYTES = 16
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def round_up(a: int, multiple: int) -> int:
+    return cdiv(a, multiple) * multiple
+
+
+def next_power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How one operand lies in memory, seen as (batch, rows, K).
+
+    The rows of A are the rows of the product, the rows of B are its columns.
+
+    Attributes:
+        batch_stride, row_stride, k_stride: in elements; 0 where the operand is expanded, and for
+            dimensions of size one.
+        pointer_alignment: the largest power of two up to 16 that divides the base address, bytes.
+    """
+
+    batch_stride: int
+    row_stride: int
+    k_stride: int
+    pointer_alignment: int = COPY_BYTES
+
+    @property
+    def k_major(self) -> bool:
+        """Whether neighbours along K are the closest in memory."""
+        return self.k_stride <= self.row_stride
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One product c[batch, M, N] = a[batch, M, K] @ b[batch, N, K]^T and where it runs.
+
+    Attributes:
+        batch, M, N, K: sizes in elements.
+        dtype: of both inputs and the output: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: ``"tf32"``, ``"fp32"`` or ``"ieee"``; it concerns fp32 inputs only.
+        a, b: the operands' layouts.
+        arch: the card.
+    """
+
+    batch: int
+    M: int
+    N: int
+    K: int
+    dtype: str
+    precision: str
+    a: Operand
+    b: Operand
+    arch: Arch
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.M * self.N * self.K
+
+    @property
+    def tf32(self) -> bool:
+        """Whether fp32 operands may be rounded to 10-bit significands.
+
+        Not in a product that is one wide: bandwidth bounds it, so exactness costs nothing, and
+        torch computes it in fp32 under its TF32 setting too.
+        """
+        wide = min(self.M, self.N, self.K) > 1
+        return self.dtype == "fp32" and self.precision == "tf32" and wide
+
+
+def is_aligned(operand: Operand, dtype: str) -> bool:
+    """Whether the operand's rows, or its columns, are made of 16-byte pieces at aligned addresses."""
+    elements = COPY_BYTES // ITEMSIZE[dtype]
+    strides = [operand.batch_stride, operand.row_stride, operand.k_stride]
+    contiguous = 1 in strides[1:]
+    if contiguous:
+        strides.remove(1)
+    pointer_is_aligned = operand.pointer_alignment % COPY_BYTES == 0
+    return contiguous and pointer_is_aligned and all(s % elements == 0 for s in strides)

@@ -1,0 +1,119 @@
+"""What the compiler makes of the kernels, for every card and with none.
+
+No spills, the tensor core's instructions, 16-byte copies. Register and instruction counts change
+with Triton; these must not.
+"""
+
+from functools import cache
+
+import pytest
+
+from fastmm_op.arch import ARCHES
+from fastmm_op.choices import choices
+from fastmm_op.estimate import estimate
+from fastmm_op.launches import Launch
+from fastmm_op.plan import write_plan
+from fastmm_op.problem import Operand, Problem
+
+pytestmark = pytest.mark.compiled
+
+SEED = (8205, 2949, 5921)
+
+
+def problem(arch: str, m: int, k: int, n: int, dtype="fp32", precision="tf32") -> Problem:
+    """Contiguous operands."""
+    a, b = Operand(0, k, 1), Operand(0, 1, n)
+    return Problem(1, m, n, k, dtype, precision, a, b, ARCHES[arch])
+
+
+@cache
+def compiled(p: Problem, step: Launch):
+    """(resources, PTX) of a launch; whatever it is, it fits its card and spills nothing."""
+    from fastmm_op.codegen import compile_launch, resources
+
+    kernel = compile_launch(p, step)
+    found = resources(kernel)
+    assert found.spills == 0
+    assert found.shared_memory <= p.arch.shared_memory
+    if step.shared_memory:
+        assert found.shared_memory <= step.shared_memory, "more than the plan's own sum"
+    return found, kernel.asm["ptx"]
+
+
+def best(p: Problem, pack: bool, split: bool = False, kernel: str = "gemm") -> dict[str, Launch]:
+    """The launches, by kernel, of the planner's favourite of one road and GEMM."""
+    road = [
+        c
+        for c in choices(p)
+        if c.pack_a == c.pack_b == pack and (c.split > 1) == split and c.tile.kernel == kernel
+    ]
+    plan = write_plan(p, min(road, key=lambda c: estimate(p, c)))
+    return {step.kernel: step for step in plan.launches}
+
+
+def tensor_core(arch: str, step: Launch) -> str:
+    """wgmma takes 64 rows or more; smaller tiles use mma.sync on Hopper too."""
+    return "HGMMA" if arch == "sm_90" and step.constexprs["BLOCK_M"] >= 64 else "HMMA"
+
+
+def copies(found) -> dict[str, int]:
+    return {name: n for name, n in found.opcodes.items() if name.startswith("LDGSTS")}
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_packed_main_loop(dtype, arch) -> None:
+    """The seed workload: tensor cores fed by 16-byte copies only, no mask in the way."""
+    p = problem(arch, *SEED, dtype=dtype)
+    step = best(p, pack=True)["gemm"]
+    found, _ = compiled(p, step)
+    assert found.count(tensor_core(arch, step)) > 0
+    assert copies(found)
+    assert all(name.endswith(".128") for name in copies(found)), copies(found)
+
+
+@pytest.mark.parametrize("n", [5921, 5920], ids=["odd rows of C", "aligned rows of C"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_hopper_main_loop(dtype, n) -> None:
+    """The same on the copy engine: TMA and wgmma, and nothing else that loads operands."""
+    p = problem("sm_90", *SEED[:2], n, dtype=dtype)
+    found, _ = compiled(p, best(p, pack=True, kernel="gemm_hopper")["gemm_hopper"])
+    assert found.count("HGMMA") > 0
+    assert found.count("UTMALDG") > 0
+    assert not copies(found)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "ieee"), ("fp16", "tf32")]
+)
+def test_direct_aligned(dtype, precision, arch) -> None:
+    p = problem(arch, 1024, 1024, 1024, dtype, precision)
+    step = best(p, pack=False)["gemm"]
+    found, ptx = compiled(p, step)
+    if precision == "ieee":
+        assert found.count("HMMA") == found.count("HGMMA") == 0
+        assert found.count("FFMA") > 0
+    else:
+        assert found.count(tensor_core(arch, step)) > 0
+    # The tensor core itself would truncate.
+    assert ("cvt.rna.tf32.f32" in ptx) == (dtype == "fp32" and precision == "tf32")
+    assert copies(found)
+    assert all(name.endswith(".128") for name in copies(found)), copies(found)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_direct_misaligned_with_a_k_tail(arch) -> None:
+    p = problem(arch, 100, 333, 77)
+    step = best(p, pack=False)["gemm"]
+    found, ptx = compiled(p, step)
+    assert found.count(tensor_core(arch, step)) > 0
+    assert "cvt.rna.tf32.f32" in ptx
+
+
+@pytest.mark.parametrize("kernel", ["pack_rows", "row_max", "pack_tiles", "reduce"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_other_kernels(arch, kernel) -> None:
+    """Of one plan that has them all: A's rows are contiguous, B's columns are not, K is split."""
+    p = problem(arch, 255, 4097, 257)
+    compiled(p, best(p, pack=True, split=True)[kernel])

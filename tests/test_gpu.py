@@ -1,0 +1,254 @@
+"""On a real GPU: torch's own errors as the measure, and streams, graphs, threads, memory.
+
+The families, layouts and shapes of test_numerics.py run on the GPU too; here is what only it has.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import fastmm_op
+from cases import DTYPES, FAMILIES, at_offset
+from oracle import norm
+
+pytestmark = pytest.mark.gpu
+
+SEED = (8205, 2949, 5921)
+# Small and direct, packed, one-wide, split.
+SIZES = [(64, 64, 64), (1021, 1031, 1033), (1, 4097, 1009), (129, 40001, 67)]
+
+
+@contextmanager
+def torch_tf32(allowed: bool):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def inputs(m, k, n, dtype=torch.float32, make=torch.randn) -> tuple[torch.Tensor, torch.Tensor]:
+    return make(m, k, device="cuda", dtype=dtype), make(k, n, device="cuda", dtype=dtype)
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Normwise, of products that are large beside fp32's subnormals."""
+    return norm(got.double().cpu() - want) / norm(want)
+
+
+# What torch itself loses.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("precision", "factor"), [("tf32", 1.1), ("fp32", 2.0), ("ieee", 2.0)])
+def test_error_beside_torchs(precision, factor, sizes, family) -> None:
+    a, b = (x.cuda() for x in FAMILIES[family](*sizes))
+    want = (a.double() @ b.double()).cpu()
+    with torch_tf32(precision == "tf32"):
+        theirs = error(a @ b, want)
+    ours = error(fastmm_op.matmul(a, b, precision=precision), want)
+    # 2**-23: one unit in the last place, where torch happens to be exact.
+    assert ours <= factor * theirs + 2.0**-23, f"ours {ours:.3e}, torch's {theirs:.3e}"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_error_of_16_bits_beside_torchs(sizes, dtype) -> None:
+    a, b = inputs(*sizes, dtype=DTYPES[dtype])
+    want = (a.double() @ b.double()).cpu()
+    ours, theirs = error(fastmm_op.matmul(a, b), want), error(a @ b, want)
+    assert ours <= 1.1 * theirs, f"ours {ours:.3e}, torch's {theirs:.3e}"
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("tf32", 1.1), ("fp32", 2.0)])
+def test_seed_workload_on_sampled_rows(precision, factor) -> None:
+    a, b = inputs(*SEED)
+    rows = torch.randint(SEED[0], (256,), device="cuda")
+    rows[:2] = torch.tensor([0, SEED[0] - 1])
+    want = (a[rows].double() @ b.double()).cpu()
+    with torch_tf32(precision == "tf32"):
+        theirs = error((a @ b)[rows], want)
+    ours = error(fastmm_op.matmul(a, b, precision=precision)[rows], want)
+    assert ours <= factor * theirs, f"ours {ours:.3e}, torch's {theirs:.3e}"
+
+
+def test_seed_workload_passes_kernelbench() -> None:
+    """Its judgement of fp32: 1e-4, absolute and relative, on torch.rand."""
+    a, b = inputs(*SEED, make=torch.rand)
+    with torch_tf32(False):
+        want = a @ b
+    assert torch.allclose(fastmm_op.matmul(a, b), want, atol=1e-4, rtol=1e-4)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+def test_storage_offsets(offset, dtype) -> None:
+    """The same numbers, however their addresses are aligned; what was compiled is not mixed up."""
+    a, b = inputs(333, 517, 259, dtype=DTYPES[dtype])
+    want = (a.double() @ b.double()).cpu()
+    with torch_tf32(True):
+        theirs = error(a @ b, want)
+    for x, y in ((at_offset(a, offset), b), (a, at_offset(b, offset)), (a, b)):
+        assert error(fastmm_op.matmul(x, y), want) <= 1.1 * theirs
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_inputs_and_their_surroundings_stay_as_they_are(sizes) -> None:
+    m, k, n = sizes
+    memory = torch.full((m * k + k * n + 3 * 64,), 7.0, device="cuda")
+    a = memory[64 : 64 + m * k].view(m, k).normal_()
+    b = memory[128 + m * k : 128 + m * k + k * n].view(k, n).normal_()
+    before = memory.clone()
+    for precision in ("tf32", "fp32"):
+        fastmm_op.matmul(a, b, precision=precision)
+    assert torch.equal(memory, before)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_repeats_bit_for_bit(precision, sizes) -> None:
+    a, b = inputs(*sizes)
+    first = fastmm_op.matmul(a, b, precision=precision)
+    for _ in range(10):
+        assert torch.equal(fastmm_op.matmul(a, b, precision=precision), first)
+
+
+# Operands and results that reach past 2**31 elements, at most 5 GB each.
+LONG = 2**25 + 1
+FAR_APART = 2**30 + 8
+
+
+def bf16(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: (bf16(LONG, 67), bf16(67, 3)), id="rows of a"),
+        pytest.param(lambda: (bf16(3, 67), bf16(67, LONG)), id="columns of b"),
+        pytest.param(lambda: (bf16(3, 67), bf16(LONG, 67).T), id="rows of b transposed"),
+        pytest.param(lambda: (bf16(LONG, 5), bf16(5, 67)), id="rows of the result"),
+        pytest.param(
+            lambda: (bf16(3, FAR_APART)[:, :67], bf16(67, 5)), id="rows of a that are far apart"
+        ),
+        pytest.param(
+            lambda: (bf16(5, 3), bf16(3, FAR_APART)[:, :67]), id="rows of b that are far apart"
+        ),
+    ],
+)
+def test_past_2_to_the_31(make) -> None:
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GB of free GPU memory")
+    a, b = make()
+    got = fastmm_op.matmul(a, b)
+    some = torch.tensor([0, 1, 2**24, LONG - 2, LONG - 1])
+    rows = some if a.shape[0] == LONG else torch.arange(a.shape[0])
+    columns = some if b.shape[1] == LONG else torch.arange(b.shape[1])
+    want = (a[rows].double() @ b[:, columns].double()).cpu()
+    # 2**-20: fp32 accumulation, where rounding to bf16 is all that is granted otherwise.
+    allowed = 1.1 * error(want.bfloat16(), want) + 2.0**-20
+    assert error(got[rows][:, columns], want) <= allowed
+
+
+# Time: streams, threads, graphs.
+
+
+def test_streams_and_threads() -> None:
+    """Each call's workspace is its own: calls that overlap do not see each other's."""
+    cases = [inputs(1021, 1031, 1033) for _ in range(4)]
+    want = [fastmm_op.matmul(a, b) for a, b in cases]
+    torch.cuda.synchronize()
+
+    def work(i: int) -> bool:
+        a, b = cases[i]
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            got = [fastmm_op.matmul(a, b) for _ in range(25)]
+        stream.synchronize()
+        return all(torch.equal(x, want[i]) for x in got)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_runs_on_the_current_stream() -> None:
+    """What was queued before it on the same stream is done before it."""
+    a, b = inputs(1021, 1031, 1033)
+    want = fastmm_op.matmul(a, b)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(a)
+        torch.cuda._sleep(50_000_000)
+        late.copy_(a)
+        got = fastmm_op.matmul(late, b)
+    stream.synchronize()
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_never_waits_for_the_gpu(sizes) -> None:
+    a, b = inputs(*sizes)
+    fastmm_op.matmul(a, b)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fastmm_op.matmul(a, b)
+        torch.ops.fastmm.matmul.default(a, b)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_cuda_graph(sizes) -> None:
+    a, b = inputs(*sizes)
+    fastmm_op.matmul(a, b)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = fastmm_op.matmul(a, b)
+    for _ in range(3):
+        a.normal_()
+        graph.replay()
+        assert torch.equal(got, fastmm_op.matmul(a, b))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_reduce_overhead(sizes) -> None:
+    """Inductor's own CUDA graphs, recorded on the second call and replayed from the third."""
+    model = torch.compile(fastmm_op.ModelNew(), fullgraph=True, mode="reduce-overhead")
+    for _ in range(5):
+        a, b = inputs(*sizes)
+        torch.compiler.cudagraph_mark_step_begin()
+        assert torch.equal(model(a, b), fastmm_op.matmul(a, b))
+
+
+def test_compiled_backward() -> None:
+    a, b = inputs(333, 517, 259)
+    a.requires_grad_()
+    b.requires_grad_()
+    fastmm_op.matmul(a, b).square().sum().backward()
+    want, a.grad, b.grad = (a.grad, b.grad), None, None
+    torch.compile(lambda a, b: fastmm_op.matmul(a, b).square().sum())(a, b).backward()
+    for got, expected in zip((a.grad, b.grad), want, strict=True):
+        assert error(got, expected.double().cpu()) <= 2.0**-20, "only the sum may differ"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_another_device_than_the_current_one() -> None:
+    a, b = inputs(1021, 1031, 1033)
+    want = fastmm_op.matmul(a, b)
+    got = fastmm_op.matmul(a.to("cuda:1"), b.to("cuda:1"))
+    assert got.device.index == 1
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(got.to("cuda:0"), want)
+    with pytest.raises(RuntimeError, match="must be on one device, got cuda:0 and cuda:1"):
+        fastmm_op.matmul(a, b.to("cuda:1"))
