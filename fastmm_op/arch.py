@@ -1,4 +1,4 @@
-"""What the planner knows about a card: limits from the vendor's documents, rates from measurements."""
+"""What the planner knows about a card: the vendor's limits, and rates that were measured."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Every legal way to compute a product: which operands to pack, by which kernel and tile, how split."""
+"""Every legal way to compute a product: what is packed, by which kernel and tile, how split."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The private torch APIs this project uses, in one place.
 
-Each is checked by ``tests/test_compat.py`` against the versions we support (torch 2.11 to 2.13); a
-newer torch that lacks one makes ``takes_short_path`` answer no, and calls go through the dispatcher.
+Each is checked by ``tests/test_compat.py`` against the versions we support (torch 2.11 to 2.13). A
+newer torch that lacks one makes ``takes_short_path`` answer no: calls go through the dispatcher.
 """
 
 import torch

@@ -18,7 +18,9 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
         b: (K,), (K, N) or (..., K, N); same dtype and device as a.
         precision: what float32 inputs are computed in (other dtypes ignore it).
             ``"tf32"``: operands rounded to a 10-bit significand, float32 accumulation; normwise
-            error against float64 at most 1.1 times that of torch's TF32.
+            error against float64 at most 1.1 times that of torch's TF32 or, where torch happens to
+            compute in float32 under that setting, of TF32 rounded correctly. A factor below
+            2**-137 may count as zero, so that Inf times it is NaN.
             ``"fp32"``: normwise error at most twice that of torch's float32.
             ``"ieee"``: every product and sum in IEEE float32.
 

@@ -1,6 +1,6 @@
 """Runs a Plan: workspace, kernels, device guard, and the memory of what was planned and compiled.
 
-A call is remembered under its shapes, strides, alignment, dtype, precision and device; the next call
+A call is remembered under its shapes, strides, alignment, dtype, precision and device; the next one
 like it allocates its output and workspace and starts the compiled kernels with new addresses.
 Nothing here synchronises with the host.
 """

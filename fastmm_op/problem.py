@@ -84,7 +84,7 @@ class Problem:
 
 
 def is_aligned(operand: Operand, dtype: str) -> bool:
-    """Whether the operand's rows, or its columns, are made of 16-byte pieces at aligned addresses."""
+    """Whether all rows, or all columns, start at 16-byte addresses and are contiguous."""
     elements = COPY_BYTES // ITEMSIZE[dtype]
     strides = [operand.batch_stride, operand.row_stride, operand.k_stride]
     contiguous = 1 in strides[1:]

@@ -238,6 +238,18 @@ def test_inf_and_nan_by_every_road(case, forced) -> None:
 
 
 @pytest.mark.interpreted
+def test_inf_times_what_tf32_cannot_hold(forced) -> None:
+    """Pins a statement of the documentation: below 2**-137, "tf32" may take a factor for zero."""
+    a = torch.ones(1, 9, 8)
+    a[0, 0, 2] = torch.inf
+    b = torch.ones(1, 8, 7)
+    b[0, 2, 0] = 2.0**-149
+    for choice, plan in forced.roads(a, b).values():
+        got = forced.run(a, b, plan)[0, 0, 0]
+        assert got.isposinf() if choice.pack_a else got.isnan(), choice
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", ["N", "T"])
 @pytest.mark.parametrize("k", [70, 1100])

@@ -9,7 +9,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def tile_coordinates(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Grouped tile order: GROUP_M rows of tiles are walked column by column, so that L2 keeps them."""
+    """Grouped tile order: GROUP_M rows of tiles are walked column by column, for L2's sake."""
     group_size = GROUP_M * tiles_n
     group = tile // group_size
     first_m = group * GROUP_M
@@ -38,6 +38,7 @@ def scale_by_exponents(acc, row_exp, col_exp):
         total = tl.minimum(tl.maximum(total, -252), 252)
         half = total >> 1
         acc = acc * power_of_two(half) * power_of_two(total - half)
-    else:
-        acc = acc * power_of_two(row_exp)[:, None] * power_of_two(col_exp)[None, :]
-    return acc
+        # No else: a second version of acc would not fit the registers beside the first.
+        row_exp = tl.zeros_like(row_exp)
+        col_exp = tl.zeros_like(col_exp)
+    return acc * power_of_two(row_exp)[:, None] * power_of_two(col_exp)[None, :]

@@ -17,15 +17,13 @@ import triton.language as tl
 from fastmm_op.kernels.common import INTERPRETED, scale_by_exponents, tile_coordinates
 
 INF = tl.constexpr(float("inf"))
-TF32_TINY = tl.constexpr(2.0**-136)
 
 
 @triton.jit
 def round_to_tf32(x):
-    """fp32 rounded to a 10-bit significand, ties away from zero.
+    """fp32 rounded to a 10-bit significand, ties away from zero; finite values stay finite.
 
-    Finite values stay finite and non-zero ones non-zero, so that Inf and NaN arise where they do in
-    IEEE arithmetic.
+    TF32's smallest number is 2**-136: what is below half of that becomes zero.
     """
     if INTERPRETED:
         # The interpreter has no inline assembly: integers do what the instruction does.
@@ -37,9 +35,7 @@ def round_to_tf32(x):
             "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     # The topmost finite values would round up to Inf; the tensor core truncates them instead.
-    rounded = tl.where(tl.abs(rounded) == INF, x, rounded)
-    tiny = (rounded == 0.0) & (x != 0.0)
-    return tl.where(tiny, tl.where(x > 0.0, TF32_TINY, -TF32_TINY), rounded)
+    return tl.where(tl.abs(rounded) == INF, x, rounded)
 
 
 @triton.jit
@@ -108,7 +104,7 @@ def gemm_kernel(
     item = (tl.program_id(0) // tiles // split_k).to(tl.int64)
     tile_m, tile_n = tile_coordinates(tl.program_id(0) % tiles, tiles_m, tiles_n, GROUP_M)
 
-    # Offsets inside a tile are 32-bit unless WIDE; what can exceed that is in the tile's base address.
+    # Offsets inside a tile are 32-bit unless WIDE; the tile's base address takes the rest.
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)

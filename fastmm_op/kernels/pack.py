@@ -8,8 +8,8 @@ fp32 rows are multiplied by a power of two (exact) that puts their largest finit
 [2**14, 2**15) and then rounded to fp16, which has the significand of TF32. The exponent that undoes
 it is stored per row: x ~ packed * 2**row_exp. 16-bit inputs are copied as they are.
 
-``wrap`` more rows than there are repeat the first ones (kernels/gemm_hopper.py reads across the end);
-only a single batch item may have them.
+``wrap`` more rows than there are repeat the first ones, for kernels/gemm_hopper.py reads across the
+end; only a single batch item may have them.
 """
 
 import triton
