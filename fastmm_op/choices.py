@@ -5,15 +5,26 @@ from dataclasses import dataclass
 from math import gcd
 
 from fastmm_op.arch import Arch
-from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, is_aligned
+from fastmm_op.problem import (
+    COPY_BYTES,
+    ITEMSIZE,
+    Operand,
+    Problem,
+    cdiv,
+    is_aligned,
+    next_power_of_two,
+)
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
-SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
+SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A GEMM kernel, its tile, and the fraction of the card's rate that its main loop reaches."""
+    """A kernel, its tile, and the fraction of the card's rate that its main loop reaches.
+
+    For ``skinny``, block_m vectors meet block_n rows of the matrix, and bandwidth is the rate.
+    """
 
     kernel: str
     block_m: int
@@ -107,6 +118,24 @@ TILES = {
 }
 
 
+# Up to so many rows or columns, a product is bound by reading the other operand.
+SKINNY = 8
+
+
+def skinny_tile(problem: Problem) -> Tile:
+    """Some 4096 multiplications a program and step: 32 accumulators a thread."""
+    width, matrix = min(problem.M, problem.N), skinny_matrix(problem)
+    block_m = next_power_of_two(width)
+    if matrix.k_major:
+        return Tile("skinny", block_m, 16, 256 // block_m, 4, 1, 1.0)
+    return Tile("skinny", block_m, 128, 32 // block_m, 4, 1, 1.0)
+
+
+def skinny_matrix(problem: Problem) -> Operand:
+    """The operand that a skinny product reads: the wide one."""
+    return problem.b if problem.M <= problem.N else problem.a
+
+
 def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
     """How the GEMM's main loop gets its operands: a key of TILES."""
     if problem.dtype == "fp32":
@@ -119,6 +148,13 @@ def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
 def choices(problem: Problem) -> Iterator[Choice]:
     """Every legal combination of packing, tile and split."""
     dtype, arch = problem.dtype, problem.arch
+    if min(problem.M, problem.N) <= SKINNY:
+        tile = skinny_tile(problem)
+        for split in SPLITS:
+            if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
+                yield Choice(False, False, tile, split)
+    if 1 in (problem.M, problem.N):
+        return
     if dtype == "fp32":
         packings = [(False, False), (True, True)] if problem.tf32 else [(False, False)]
     else:
@@ -179,6 +215,8 @@ def stores_are_aligned(problem: Problem, choice: Choice) -> bool:
 
 def shared_memory(tile: Tile, kind: str, problem: Problem) -> int:
     """Bytes of shared memory a block of the tile's kernel uses."""
+    if tile.kernel == "skinny":
+        return max(4096, tile.num_warps * tile.block_m * tile.block_n * 4)
     if tile.kernel == "gemm_hopper":
         return hopper_shared_memory(tile)
     return gemm_shared_memory(tile, kind, problem.arch)

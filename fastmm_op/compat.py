@@ -54,7 +54,6 @@ def takes_short_path(a: Tensor, b: Tensor) -> bool:
         and not _len_torch_dispatch_stack()
         and not _is_torch_function_mode_enabled()
         and maybe_current_level() is None
-        and not torch.compiler.is_compiling()
         and not _profiler_enabled()
         and a.layout is torch.strided
         and b.layout is torch.strided

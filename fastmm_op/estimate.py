@@ -1,32 +1,40 @@
 """The readable model by which plans are ranked: seconds that a choice should take."""
 
-from fastmm_op.choices import Choice, stores_are_aligned
+from fastmm_op.choices import Choice, skinny_matrix, stores_are_aligned
 from fastmm_op.packing import packing_passes
-from fastmm_op.problem import ITEMSIZE, Problem, cdiv, is_aligned, round_up
+from fastmm_op.problem import ITEMSIZE, Operand, Problem, cdiv, is_aligned, round_up
 
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
-# What remains of the rate when operands are copied element by element instead of 16 bytes at once.
-MISALIGNED_EFFICIENCY = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-# Stores of C that straddle memory sectors cost about so many times their bytes.
-MISALIGNED_STORE = 2.0
+# What remains of the rate when operands are copied element by element instead of 16 bytes at once,
+# and how much longer reading them takes where memory is the limit.
+MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
+MISALIGNED_READ = {"fp32": 2.5, "fp16": 4.0, "bf16": 4.0}
+# Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
+# stores take is not hidden under the next tile's main loop.
+MISALIGNED_STORE = 2.5
+EXPOSED_STORES = 0.5
+# What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
+IMPERFECT_OVERLAP = 0.1
+# The skinny kernel: its share of a copy's bandwidth, how much longer it takes to load element by
+# element, and the programs an SM that keep enough loads in flight.
+SKINNY_BANDWIDTH = 0.85
+SKINNY_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
+SKINNY_PROGRAMS = 5
 
 
 def estimate(problem: Problem, choice: Choice) -> float:
-    """Seconds: packing, then the GEMM, then the sum over splits; every kernel adds its launch.
-
-    The GEMM is the largest of arithmetic (whole waves of tiles at the tile's rate), memory traffic,
-    and the latency of its K loop; its stores are what no main loop hides.
-    """
-    arch = problem.arch
-    seconds = pack_seconds(problem, "a") if choice.pack_a else 0.0
-    seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
-    seconds += arch.launch_seconds
-    seconds += max(
-        arithmetic(problem, choice), traffic(problem, choice), latency(choice, problem.K)
-    )
+    """Seconds: packing, the product, the sum over splits; every kernel adds its launch."""
+    launch = problem.arch.launch_seconds
+    seconds = launch
+    if choice.tile.kernel == "skinny":
+        seconds += skinny_seconds(problem, choice)
+    else:
+        seconds += pack_seconds(problem, "a") if choice.pack_a else 0.0
+        seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
+        seconds += gemm_seconds(problem, choice)
     if choice.split > 1:
-        seconds += arch.launch_seconds
+        seconds += launch + reduce_seconds(problem, choice)
     return seconds
 
 
@@ -34,18 +42,27 @@ def pack_seconds(problem: Problem, buffer: str) -> float:
     """Bandwidth: each element is read once or twice and written once."""
     rows = problem.M if buffer == "a" else problem.N
     passes = packing_passes(problem, buffer)
-    traffic = problem.batch * rows * problem.K * (passes * ITEMSIZE[problem.dtype] + 2)
-    return traffic / problem.arch.bandwidth + passes * problem.arch.launch_seconds
+    moved = problem.batch * rows * problem.K * (passes * ITEMSIZE[problem.dtype] + 2)
+    return moved / problem.arch.bandwidth + passes * problem.arch.launch_seconds
 
 
-def arithmetic(problem: Problem, choice: Choice) -> float:
+def gemm_seconds(problem: Problem, choice: Choice) -> float:
+    """Arithmetic and its exposed stores, or memory traffic, or the latency of the K loop."""
+    depth = round_up(cdiv(problem.K, choice.split), choice.tile.block_k)
+    stores = store_seconds(problem, choice)
+    arithmetic = arithmetic_seconds(problem, choice, depth) + EXPOSED_STORES * stores
+    traffic = read_seconds(problem, choice) + stores
+    latency = depth // choice.tile.block_k * STEP_SECONDS
+    return max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
+
+
+def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     """Whole waves of tiles, each at its share of the card's rate."""
     arch, tile = problem.arch, choice.tile
     tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
-    tiles *= problem.batch * choice.split
-    depth = round_up(cdiv(problem.K, choice.split), tile.block_k)
+    waves = cdiv(tiles * problem.batch * choice.split, arch.sms)
     flops = 2 * tile.block_m * tile.block_n * depth
-    return cdiv(tiles, arch.sms) * flops / (rate(problem, choice) * tile.efficiency / arch.sms)
+    return waves * flops / (rate(problem, choice) * tile.efficiency / arch.sms)
 
 
 def rate(problem: Problem, choice: Choice) -> float:
@@ -54,25 +71,53 @@ def rate(problem: Problem, choice: Choice) -> float:
     best = arch.fp16_flops
     if problem.dtype == "fp32" and not choice.pack_a:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
-    a_misaligned = not choice.pack_a and not is_aligned(problem.a, problem.dtype)
-    b_misaligned = not choice.pack_b and not is_aligned(problem.b, problem.dtype)
-    if a_misaligned or b_misaligned:
-        best *= MISALIGNED_EFFICIENCY[problem.dtype]
+    if any(read_misaligned(problem, *operand) for operand in operands(problem, choice)):
+        best *= MISALIGNED_RATE[problem.dtype]
     return best
 
 
-def traffic(problem: Problem, choice: Choice) -> float:
-    """Operands read once, C written once, partial sums of split-K written and read."""
-    size = ITEMSIZE[problem.dtype]
-    elements_c = problem.batch * problem.M * problem.N
-    moved = problem.batch * problem.M * problem.K * (2 if choice.pack_a else size)
-    moved += problem.batch * problem.N * problem.K * (2 if choice.pack_b else size)
-    aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
-    moved += elements_c * size * (1 if aligned else MISALIGNED_STORE)
-    if choice.split > 1:
-        moved += 2 * choice.split * elements_c * 4
+def read_seconds(problem: Problem, choice: Choice) -> float:
+    """Operands, each read once."""
+    moved = 0.0
+    for (operand, packed), rows in zip(
+        operands(problem, choice), (problem.M, problem.N), strict=True
+    ):
+        size = 2 if packed else ITEMSIZE[problem.dtype]
+        penalty = 1.0
+        if read_misaligned(problem, operand, packed):
+            penalty = MISALIGNED_READ[problem.dtype]
+        moved += problem.batch * rows * problem.K * size * penalty
     return moved / problem.arch.bandwidth
 
 
-def latency(choice: Choice, k: int) -> float:
-    return cdiv(cdiv(k, choice.split), choice.tile.block_k) * STEP_SECONDS
+def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ...]:
+    return (problem.a, choice.pack_a), (problem.b, choice.pack_b)
+
+
+def read_misaligned(problem: Problem, operand: Operand, packed: bool) -> bool:
+    return not packed and not is_aligned(operand, problem.dtype)
+
+
+def store_seconds(problem: Problem, choice: Choice) -> float:
+    """C, or the partial sums of split-K, written once."""
+    size = ITEMSIZE[problem.dtype] if choice.split == 1 else 4 * choice.split
+    aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
+    moved = problem.batch * problem.M * problem.N * size
+    return moved * (1.0 if aligned else MISALIGNED_STORE) / problem.arch.bandwidth
+
+
+def reduce_seconds(problem: Problem, choice: Choice) -> float:
+    """The partial sums of split-K read, C written."""
+    size = 4 * choice.split + ITEMSIZE[problem.dtype]
+    return problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
+
+
+def skinny_seconds(problem: Problem, choice: Choice) -> float:
+    """Bandwidth, of which a card with few programs reaches only their share."""
+    rows = max(problem.M, problem.N)
+    programs = problem.batch * choice.split * cdiv(rows, choice.tile.block_n)
+    share = min(1.0, programs / (SKINNY_PROGRAMS * problem.arch.sms))
+    moved = problem.batch * rows * problem.K * ITEMSIZE[problem.dtype]
+    if not is_aligned(skinny_matrix(problem), problem.dtype):
+        moved *= SKINNY_MISALIGNED[problem.dtype]
+    return moved / (SKINNY_BANDWIDTH * problem.arch.bandwidth * share)

@@ -33,12 +33,13 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
         ValueError: unknown precision.
         RuntimeError: dtypes, devices or sizes do not match.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.fastmm.matmul.default(a, b, precision=precision)
     if ops.HAVE_TRITON and takes_short_path(a, b):
         return ops._triton_impl(a, b, precision=precision)
-    if not torch.compiler.is_compiling():
-        contract.check_layouts(a, b)
-        if inside_torch_func():
-            return _Transformable.apply(a, b, precision)
+    contract.check_layouts(a, b)
+    if inside_torch_func():
+        return _Transformable.apply(a, b, precision)
     return torch.ops.fastmm.matmul.default(a, b, precision=precision)
 
 

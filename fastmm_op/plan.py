@@ -46,8 +46,12 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
         target = workspace.take(partial_sums, "fp32")
-    write_gemm = gemm_hopper_launch if choice.tile.kernel == "gemm_hopper" else gemm_launch
-    launches.append(write_gemm(problem, choice, a, b, target))
+    write_product = {
+        "gemm": gemm_launch,
+        "gemm_hopper": gemm_hopper_launch,
+        "skinny": skinny_launch,
+    }[choice.tile.kernel]
+    launches.append(write_product(problem, choice, a, b, target))
     if choice.split > 1:
         launches.append(reduce_launch(problem, choice, a, b, target, c))
     strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
@@ -162,6 +166,34 @@ def gemm_hopper_launch(
     )
 
 
+def skinny_launch(
+    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+) -> Launch:
+    """kernels/skinny.py: a product a few rows or columns wide."""
+    tile, batch, split = choice.tile, problem.batch, choice.split
+    if problem.M <= problem.N:
+        matrix, vectors, rows, width, strides_c = b, a, problem.N, problem.M, (problem.N, 1)
+    else:
+        matrix, vectors, rows, width, strides_c = a, b, problem.M, problem.N, (1, problem.N)
+    return Launch(
+        "skinny",
+        batch * split * cdiv(rows, tile.block_n),
+        (matrix.pointer, vectors.pointer, target)
+        + (rows, width, problem.K, batch, split)
+        + (matrix.batch_stride, matrix.row_stride, matrix.k_stride)
+        + (vectors.batch_stride, vectors.row_stride, vectors.k_stride)
+        + strides_c,
+        {
+            "BLOCK_S": tile.block_m,
+            "BLOCK_R": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "K_MAJOR": matrix.k_major,
+        },
+        num_warps=tile.num_warps,
+        shared_memory=shared_memory(tile, "16-bit", problem),
+    )
+
+
 def operand_descriptor(
     operand: GemmOperand, batch: int, rows: int, k: int, block_rows: int, block_k: int
 ) -> Descriptor:
@@ -231,6 +263,8 @@ def reasons(problem: Problem, choice: Choice) -> tuple[str, ...]:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
     tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n) * problem.batch
+    if tile.kernel == "skinny":
+        tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch
     said.append(
         f"{tile.kernel} with {tile.block_m}x{tile.block_n}x{tile.block_k} tiles, "
         f"{tile.num_stages} stages: {tiles} tiles on {problem.arch.sms} SMs"

@@ -107,11 +107,6 @@ def test_negated_view(x, monkeypatch) -> None:
     assert not takes_short_path(negated, x)
 
 
-def test_compiling(x, monkeypatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not takes_short_path(x, x)
-
-
 def test_a_torch_without_them_is_served_by_the_dispatcher(x, monkeypatch) -> None:
     monkeypatch.setattr(compat, "HAVE_SHORT_PATH", False)
     assert not takes_short_path(x, x)

@@ -73,6 +73,19 @@ def test_strides_and_offsets_do_not_recompile(device) -> None:
     assert counter.frame_count == 1
 
 
+def test_dynamo_never_sees_the_short_path(monkeypatch, device) -> None:
+    """It asks private APIs that Dynamo cannot trace; on a CPU it would stop short of them."""
+
+    def seen(a, b):
+        raise AssertionError("takes_short_path was traced")
+
+    monkeypatch.setattr("fastmm_op.functional.takes_short_path", seen)
+    a, b = inputs(device=device)
+    compiled, counter = counting(fastmm_op.matmul)
+    assert torch.equal(compiled(a, b), torch.ops.fastmm.matmul(a, b))
+    assert counter.frame_count == 1
+
+
 def test_no_graph_break(device) -> None:
     def function(a, b):
         return fastmm_op.matmul(a.relu(), b, precision="fp32").sum()

@@ -35,8 +35,8 @@ def inputs(m, k, n, dtype=torch.float32, make=torch.randn) -> tuple[torch.Tensor
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Normwise, of products that are large beside fp32's subnormals."""
-    return norm(got.double().cpu() - want) / norm(want)
+    """Normwise; of an all-zero product, absolute."""
+    return norm(got.double().cpu() - want) / (norm(want) or 1.0)
 
 
 # What torch itself loses.
@@ -51,8 +51,11 @@ def test_error_beside_torchs(precision, factor, sizes, family) -> None:
     with torch_tf32(precision == "tf32"):
         theirs = error(a @ b, want)
     ours = error(fastmm_op.matmul(a, b, precision=precision), want)
-    # 2**-23: one unit in the last place, where torch happens to be exact.
-    assert ours <= factor * theirs + 2.0**-23, f"ours {ours:.3e}, torch's {theirs:.3e}"
+    # 2**-23: one unit in the last place, where torch happens to be exact. A sum of subnormals is
+    # rounded to a multiple of 2**-149 at every step, however many steps torch's order has.
+    steps = sizes[1] * 2.0**-150 * want.numel() ** 0.5 / max(norm(want), 2.0**-149)
+    allowed = factor * theirs + 2.0**-23 + steps
+    assert ours <= allowed, f"ours {ours:.3e}, torch's {theirs:.3e}"
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

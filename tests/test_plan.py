@@ -108,10 +108,12 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         rows = step.grid // blocks * arg["R"]
         reached = {"packed_ptr": (rows + arg["wrap"]) * arg["pitch"], "exp_ptr": rows}
         if step.kernel == "pack_tiles":
-            reached["max_ptr"] = span((arg["CHUNKS"], rows), (arg["batch_rows"], 1))
+            reached["max_ptr"] = span((arg["CHUNKS"], rows), (arg["max_pitch"], 1))
         return reached
     if step.kernel == "row_max":
-        return {"max_ptr": arg["CHUNKS"] * arg["batch_rows"]}
+        return {"max_ptr": arg["CHUNKS"] * arg["max_pitch"]}
+    if step.kernel == "skinny":
+        return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"] * arg["S"]}
     m, n, k, batch, products = arg["M"], arg["N"], arg.get("K"), arg["batch"], arg["split_k"]
     products *= batch * m * n
     if step.kernel == "gemm_hopper":

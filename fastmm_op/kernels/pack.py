@@ -95,8 +95,8 @@ def pack_rows_kernel(
 @triton.jit
 def row_max_kernel(
     x_ptr,  # (batch, R, K), any strides
-    max_ptr,  # (chunks, batch * R) fp32
-    R, K, batch_rows,
+    max_ptr,  # (chunks, max_pitch) fp32, batch * R in use
+    R, K, max_pitch,
     stride_xb, stride_xr, stride_xk,
     CHUNKS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +115,7 @@ def row_max_kernel(
         x = tl.load(x_ptrs + offs_k[None, :] * stride_xk, mask=mask, other=0.0)
         largest = tl.maximum(largest, finite_magnitude(x))
     row = batch.to(tl.int64) * R + offs_r
-    max_ptrs = max_ptr + chunk.to(tl.int64) * batch_rows + row
+    max_ptrs = max_ptr + chunk.to(tl.int64) * max_pitch + row
     tl.store(max_ptrs, tl.max(largest, 1), mask=mask_r)
 
 
@@ -123,9 +123,9 @@ def row_max_kernel(
 def pack_tiles_kernel(
     x_ptr,  # (batch, R, K), any strides
     packed_ptr,  # (batch * R + wrap, pitch)
-    max_ptr,  # (chunks, batch * R) fp32, read if SCALED
+    max_ptr,  # (chunks, max_pitch) fp32, batch * R in use, read if SCALED
     exp_ptr,  # (batch * R,) int32, written if SCALED
-    R, K, wrap, batch_rows,
+    R, K, wrap, max_pitch,
     stride_xb, stride_xr, stride_xk,
     pitch,
     SCALED: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -148,7 +148,7 @@ def pack_tiles_kernel(
     packed_rows = batch * R + offs_r
     if SCALED:
         offs_c = tl.arange(0, CHUNKS).to(tl.int64)
-        max_ptrs = max_ptr + offs_c[:, None] * batch_rows + (batch * R + rows)[None, :]
+        max_ptrs = max_ptr + offs_c[:, None] * max_pitch + (batch * R + rows)[None, :]
         largest = tl.max(tl.load(max_ptrs, mask=inside[None, :], other=0.0), 0)
         row_exp = exponent_of(largest)
         x = scale_to_fp16(x, row_exp[:, None])
