@@ -39,3 +39,4 @@ lint:
 
 bench:
 	$(PYTHON) benchmarks/bench_matmul.py
+	$(PYTHON) benchmarks/report.py

@@ -8,6 +8,7 @@ draws matmul.png next to each. ``--check`` writes nothing: exit code 1 if README
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EMPTY = "No results recorded yet: `make bench` on a machine with a GPU writes them."
 PEER_COLUMNS = ("torch", "torch-fp32", "inductor", "seed-style")
 OPEN_GROUPS = ("seed",)
+# Losing rows are listed openly up to this many; a longer list unfolds.
+SHORT_LIST = 12
 
 
 def load(folder: Path) -> dict[Path, dict]:
@@ -89,7 +92,7 @@ def section(results: dict, folder: str) -> str:
         f"{env['python']}; commit `{env['commit'][:12]}`, {env['date'][:10]}.",
         "",
         "```",
-        env["command"],
+        re.sub(r" --out \S+", "", env["command"]),  # where that machine put it says nothing
         "```",
         "",
         "Times are medians in microseconds; every result was checked before it was timed. Error is "
@@ -108,12 +111,14 @@ def section(results: dict, folder: str) -> str:
         "",
     ]
     slow = summary.losing(rows)
-    lines.append(f"Slower than the best peer: {len(slow)} of {len(rows)} rows.")
+    lines.append("<details open>" if len(slow) <= SHORT_LIST else "<details>")
+    lines[-1] += f"<summary>Slower than the best peer: {len(slow)} of {len(rows)} rows</summary>"
     lines += [""] + [
         f"- {summary.ratio(row, 'best'):.2f}x `{summary.label(row)}` "
         f"(best: {summary.best_peer(row)[0]})"
         for row in slow
     ]
+    lines += ["", "</details>"]
     failed = summary.failures(rows)
     lines += ["", "Failed:", "", *(f"- {entry}" for entry in failed)] if failed else []
     if results.get("missing"):

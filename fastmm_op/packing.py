@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastmm_op.launches import Launch, Pointer, Workspace
-from fastmm_op.problem import Problem, cdiv, next_power_of_two, round_up
+from fastmm_op.problem import Problem, cdiv, next_power_of_two, round_up, runs_along_k
 
 # Packed rows are a whole number of GEMM K-blocks, so no K tail is left to mask.
 PACK_ALIGNMENT = 64
@@ -29,7 +29,7 @@ class GemmOperand:
 
     @property
     def k_major(self) -> bool:
-        return self.k_stride <= self.row_stride
+        return runs_along_k(self.row_stride, self.k_stride)
 
 
 def packing_passes(problem: Problem, buffer: str) -> int:

@@ -23,6 +23,11 @@ def next_power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def runs_along_k(row_stride: int, k_stride: int) -> bool:
+    """Whether K has the smaller stride; a dimension of stride 0 has no neighbours at all."""
+    return row_stride == 0 or 0 < k_stride <= row_stride
+
+
 @dataclass(frozen=True)
 class Operand:
     """How one operand lies in memory, seen as (batch, rows, K).
@@ -43,7 +48,7 @@ class Operand:
     @property
     def k_major(self) -> bool:
         """Whether neighbours along K are the closest in memory."""
-        return self.k_stride <= self.row_stride
+        return runs_along_k(self.row_stride, self.k_stride)
 
 
 @dataclass(frozen=True)
