@@ -35,8 +35,9 @@ class Arch:
     launch_seconds: float = 3e-6
 
 
-# sm_90 rates: H200, benchmarks/results/NVIDIA_H200. sm_80 and sm_89: published figures of the A100
-# and the RTX 4090 (predictions here: neither card has been measured by this project).
+# sm_90 rates are fitted to the H200's runs in benchmarks/results/NVIDIA_H200. Those of sm_80 and
+# sm_89 are published figures of the A100 and the RTX 4090: predictions, this project has measured
+# neither card.
 ARCHES = {
     "sm_80": Arch("sm_80", 108, 166912, False, False, 1.5e12, 240e12, 90e12, 18e12),
     "sm_89": Arch("sm_89", 128, 101376, False, False, 0.92e12, 150e12, 70e12, 45e12),

@@ -12,7 +12,6 @@ from fastmm_op.problem import (
     Problem,
     cdiv,
     is_aligned,
-    next_power_of_two,
 )
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
@@ -23,7 +22,7 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class Tile:
     """A kernel, its tile, and the fraction of the card's rate that its main loop reaches.
 
-    For ``skinny``, block_m vectors meet block_n rows of the matrix, and bandwidth is the rate.
+    For ``gemv``, block_n counts the rows of the matrix, and bandwidth is the rate.
     """
 
     kernel: str
@@ -57,7 +56,7 @@ TILES = {
         Tile("gemm", 64, 128, 64, 4, 4, 0.60),
         Tile("gemm", 64, 64, 64, 4, 5, 0.45),
         Tile("gemm", 32, 64, 128, 4, 4, 0.25),
-        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 64, 128, 4, 4, 0.13),
         Tile("gemm", 16, 32, 128, 4, 4, 0.08),
     ),
     ("sm_80", "16-bit"): (
@@ -118,22 +117,13 @@ TILES = {
 }
 
 
-# Up to so many rows or columns, a product is bound by reading the other operand.
-SKINNY = 8
+# Tiles for a matrix that lies along K, or along its rows: 32 elements in flight a thread.
+GEMV_TILES = {True: Tile("gemv", 1, 16, 256, 4, 1, 1.0), False: Tile("gemv", 1, 128, 32, 4, 1, 1.0)}
 
 
-def skinny_tile(problem: Problem) -> Tile:
-    """Some 4096 multiplications a program and step: 32 accumulators a thread."""
-    width, matrix = min(problem.M, problem.N), skinny_matrix(problem)
-    block_m = next_power_of_two(width)
-    if matrix.k_major:
-        return Tile("skinny", block_m, 16, 256 // block_m, 4, 1, 1.0)
-    return Tile("skinny", block_m, 128, 32 // block_m, 4, 1, 1.0)
-
-
-def skinny_matrix(problem: Problem) -> Operand:
-    """The operand that a skinny product reads: the wide one."""
-    return problem.b if problem.M <= problem.N else problem.a
+def gemv_matrix(problem: Problem) -> Operand:
+    """The operand that a one-wide product reads as a matrix: the other one is a vector."""
+    return problem.b if problem.M == 1 else problem.a
 
 
 def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
@@ -148,18 +138,18 @@ def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
 def choices(problem: Problem) -> Iterator[Choice]:
     """Every legal combination of packing, tile and split."""
     dtype, arch = problem.dtype, problem.arch
-    if min(problem.M, problem.N) <= SKINNY:
-        tile = skinny_tile(problem)
+    if problem.one_wide:
+        tile = GEMV_TILES[gemv_matrix(problem).k_major]
         for split in SPLITS:
             if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
                 yield Choice(False, False, tile, split)
-    if 1 in (problem.M, problem.N):
         return
     if dtype == "fp32":
         packings = [(False, False), (True, True)] if problem.tf32 else [(False, False)]
     else:
-        # An aligned B is worth packing only for Hopper's row classes, which read past its end.
-        a_ways = [False] if is_aligned(problem.a, dtype) else [False, True]
+        # On Hopper aligned operands may be worth packing too: TMA reads rows that start inside a
+        # memory sector more slowly, and row classes read past B's end.
+        a_ways = [False] if is_aligned(problem.a, dtype) and not arch.tma else [False, True]
         b_ways = [False] if is_aligned(problem.b, dtype) and not arch.tma else [False, True]
         packings = [(a, b) for a in a_ways for b in b_ways]
     for pack_a, pack_b in packings:
@@ -215,8 +205,8 @@ def stores_are_aligned(problem: Problem, choice: Choice) -> bool:
 
 def shared_memory(tile: Tile, kind: str, problem: Problem) -> int:
     """Bytes of shared memory a block of the tile's kernel uses."""
-    if tile.kernel == "skinny":
-        return max(4096, tile.num_warps * tile.block_m * tile.block_n * 4)
+    if tile.kernel == "gemv":
+        return 4096  # an upper bound: the rearranged vector, the sums of the warps
     if tile.kernel == "gemm_hopper":
         return hopper_shared_memory(tile)
     return gemm_shared_memory(tile, kind, problem.arch)

@@ -1,34 +1,47 @@
 """The readable model by which plans are ranked: seconds that a choice should take."""
 
-from fastmm_op.choices import Choice, skinny_matrix, stores_are_aligned
+from fastmm_op.choices import Choice, gemv_matrix, stores_are_aligned
 from fastmm_op.packing import packing_passes
-from fastmm_op.problem import ITEMSIZE, Operand, Problem, cdiv, is_aligned, round_up
+from fastmm_op.problem import (
+    ITEMSIZE,
+    Operand,
+    Problem,
+    cdiv,
+    is_aligned,
+    round_up,
+    starts_in_sectors,
+)
 
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
-# and how much longer reading them takes where memory is the limit.
+# and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-MISALIGNED_READ = {"fp32": 2.5, "fp16": 4.0, "bf16": 4.0}
+MISALIGNED_READ = {"fp32": (2.5, 3.4), "fp16": (3.0, 5.0), "bf16": (3.0, 5.0)}
+# Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
+PACK_BANDWIDTH = 0.75
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
-# The skinny kernel: its share of a copy's bandwidth, how much longer it takes to load element by
-# element, and the programs an SM that keep enough loads in flight.
-SKINNY_BANDWIDTH = 0.85
-SKINNY_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
-SKINNY_PROGRAMS = 5
+# What remains of TMA's rate on rows that start inside a memory sector.
+SPLIT_SECTORS_RATE = 0.9
+# Programs an SM that keep enough loads in flight to reach the memory's bandwidth.
+GEMM_PROGRAMS = 1.25
+GEMV_PROGRAMS = 5
+# The GEMV kernel: its share of a copy's bandwidth, and how much longer loads of one element take.
+GEMV_BANDWIDTH = 0.85
+GEMV_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
 
 
 def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch."""
     launch = problem.arch.launch_seconds
     seconds = launch
-    if choice.tile.kernel == "skinny":
-        seconds += skinny_seconds(problem, choice)
+    if choice.tile.kernel == "gemv":
+        seconds += gemv_seconds(problem, choice)
     else:
         seconds += pack_seconds(problem, "a") if choice.pack_a else 0.0
         seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
@@ -43,7 +56,8 @@ def pack_seconds(problem: Problem, buffer: str) -> float:
     rows = problem.M if buffer == "a" else problem.N
     passes = packing_passes(problem, buffer)
     moved = problem.batch * rows * problem.K * (passes * ITEMSIZE[problem.dtype] + 2)
-    return moved / problem.arch.bandwidth + passes * problem.arch.launch_seconds
+    bandwidth = PACK_BANDWIDTH * problem.arch.bandwidth
+    return moved / bandwidth + passes * problem.arch.launch_seconds
 
 
 def gemm_seconds(problem: Problem, choice: Choice) -> float:
@@ -71,13 +85,17 @@ def rate(problem: Problem, choice: Choice) -> float:
     best = arch.fp16_flops
     if problem.dtype == "fp32" and not choice.pack_a:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
-    if any(read_misaligned(problem, *operand) for operand in operands(problem, choice)):
-        best *= MISALIGNED_RATE[problem.dtype]
+    for operand, packed in operands(problem, choice):
+        if read_misaligned(problem, operand, packed):
+            return best * MISALIGNED_RATE[problem.dtype]
+        tma = choice.tile.kernel == "gemm_hopper" and not packed
+        if tma and not starts_in_sectors(operand, problem.dtype):
+            best *= SPLIT_SECTORS_RATE
     return best
 
 
 def read_seconds(problem: Problem, choice: Choice) -> float:
-    """Operands, each read once."""
+    """Operands, each read once; a few programs reach only their share of the bandwidth."""
     moved = 0.0
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
@@ -85,9 +103,12 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
         size = 2 if packed else ITEMSIZE[problem.dtype]
         penalty = 1.0
         if read_misaligned(problem, operand, packed):
-            penalty = MISALIGNED_READ[problem.dtype]
+            penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
         moved += problem.batch * rows * problem.K * size * penalty
-    return moved / problem.arch.bandwidth
+    tiles = cdiv(problem.M, choice.tile.block_m) * cdiv(problem.N, choice.tile.block_n)
+    programs = tiles * problem.batch * choice.split
+    share = min(1.0, programs / (GEMM_PROGRAMS * problem.arch.sms))
+    return moved / (problem.arch.bandwidth * share)
 
 
 def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ...]:
@@ -112,12 +133,12 @@ def reduce_seconds(problem: Problem, choice: Choice) -> float:
     return problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
 
 
-def skinny_seconds(problem: Problem, choice: Choice) -> float:
+def gemv_seconds(problem: Problem, choice: Choice) -> float:
     """Bandwidth, of which a card with few programs reaches only their share."""
     rows = max(problem.M, problem.N)
     programs = problem.batch * choice.split * cdiv(rows, choice.tile.block_n)
-    share = min(1.0, programs / (SKINNY_PROGRAMS * problem.arch.sms))
+    share = min(1.0, programs / (GEMV_PROGRAMS * problem.arch.sms))
     moved = problem.batch * rows * problem.K * ITEMSIZE[problem.dtype]
-    if not is_aligned(skinny_matrix(problem), problem.dtype):
-        moved *= SKINNY_MISALIGNED[problem.dtype]
-    return moved / (SKINNY_BANDWIDTH * problem.arch.bandwidth * share)
+    if not is_aligned(gemv_matrix(problem), problem.dtype):
+        moved *= GEMV_MISALIGNED[problem.dtype]
+    return moved / (GEMV_BANDWIDTH * problem.arch.bandwidth * share)

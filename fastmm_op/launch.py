@@ -16,7 +16,7 @@ from torch import Tensor
 from fastmm_op import contract
 from fastmm_op.arch import ARCHES, Arch, arch_for
 from fastmm_op.compat import current_raw_stream
-from fastmm_op.kernels import gemm, pack, skinny
+from fastmm_op.kernels import gemm, gemv, pack
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan
 from fastmm_op.problem import COPY_BYTES, Operand, Problem
@@ -27,7 +27,7 @@ KERNELS = {
     "pack_tiles": pack.pack_tiles_kernel,
     "gemm": gemm.gemm_kernel,
     "reduce": gemm.reduce_kernel,
-    "skinny": skinny.skinny_kernel,
+    "gemv": gemv.gemv_kernel,
 }
 try:
     from fastmm_op.kernels import gemm_hopper

@@ -40,6 +40,12 @@ def packing_passes(problem: Problem, buffer: str) -> int:
     return 1 if problem.dtype != "fp32" or in_registers else 2
 
 
+def widest_block(rows: int, sms: int) -> int:
+    """Rows of one program that finds maxima: as wide as still leaves each SM two programs."""
+    fitting = (block for block in (256, 128, 64) if rows >= block * 2 * sms)
+    return next(fitting, 32)
+
+
 def pack_operand(
     problem: Problem, buffer: str, slack_rows: int, wrap: int, alignment: int, workspace: Workspace
 ) -> tuple[GemmOperand, list[Launch]]:
@@ -84,7 +90,11 @@ def pack_operand(
         if scaled:
             chunks = ROW_MAX_CHUNKS
             maxima = workspace.take(chunks * max_pitch, "fp32")
-            block_r, block_k = (8, 512) if operand.k_major else (256, 16)
+            if operand.k_major:
+                block_r, block_k = 8, 512
+            else:
+                block_r = widest_block(batch * rows * chunks, problem.arch.sms)
+                block_k = 4096 // block_r
             launches.append(
                 Launch(
                     "row_max",

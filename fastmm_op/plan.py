@@ -19,7 +19,15 @@ from fastmm_op.choices import (
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer, Workspace
 from fastmm_op.packing import PACK_ALIGNMENT, GemmOperand, pack_operand
-from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, is_aligned, round_up
+from fastmm_op.problem import (
+    COPY_BYTES,
+    ITEMSIZE,
+    Problem,
+    cdiv,
+    is_aligned,
+    next_power_of_two,
+    round_up,
+)
 
 # Rows of tiles that are walked together, so that L2 keeps their operands. The persistent kernel's
 # 132 tiles at a time are two waves of the other's order.
@@ -49,7 +57,7 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     write_product = {
         "gemm": gemm_launch,
         "gemm_hopper": gemm_hopper_launch,
-        "skinny": skinny_launch,
+        "gemv": gemv_launch,
     }[choice.tile.kernel]
     launches.append(write_product(problem, choice, a, b, target))
     if choice.split > 1:
@@ -166,29 +174,20 @@ def gemm_hopper_launch(
     )
 
 
-def skinny_launch(
+def gemv_launch(
     problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
 ) -> Launch:
-    """kernels/skinny.py: a product a few rows or columns wide."""
+    """kernels/gemv.py: a product one row or one column wide."""
     tile, batch, split = choice.tile, problem.batch, choice.split
-    if problem.M <= problem.N:
-        matrix, vectors, rows, width, strides_c = b, a, problem.N, problem.M, (problem.N, 1)
-    else:
-        matrix, vectors, rows, width, strides_c = a, b, problem.M, problem.N, (1, problem.N)
+    matrix, vector, rows = (b, a, problem.N) if problem.M == 1 else (a, b, problem.M)
     return Launch(
-        "skinny",
+        "gemv",
         batch * split * cdiv(rows, tile.block_n),
-        (matrix.pointer, vectors.pointer, target)
-        + (rows, width, problem.K, batch, split)
+        (matrix.pointer, vector.pointer, target)
+        + (rows, problem.K, batch, split)
         + (matrix.batch_stride, matrix.row_stride, matrix.k_stride)
-        + (vectors.batch_stride, vectors.row_stride, vectors.k_stride)
-        + strides_c,
-        {
-            "BLOCK_S": tile.block_m,
-            "BLOCK_R": tile.block_n,
-            "BLOCK_K": tile.block_k,
-            "K_MAJOR": matrix.k_major,
-        },
+        + (vector.batch_stride, vector.k_stride),
+        {"BLOCK_R": tile.block_n, "BLOCK_K": tile.block_k, "K_MAJOR": matrix.k_major},
         num_warps=tile.num_warps,
         shared_memory=shared_memory(tile, "16-bit", problem),
     )
@@ -218,14 +217,15 @@ def reduce_launch(
     problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, partial: Pointer, c: Pointer
 ) -> Launch:
     """The sum of split-K's partial products, in a fixed order."""
-    block_m, block_n = (1, 1024) if problem.N >= 512 else (16, 64)
+    block_s = min(16, next_power_of_two(choice.split))
+    block_n = max(32, min(256, next_power_of_two(problem.N)))
     return Launch(
         "reduce",
-        problem.batch * cdiv(problem.M, block_m) * cdiv(problem.N, block_n),
+        problem.batch * problem.M * cdiv(problem.N, block_n),
         (partial, c, a.row_exp, b.row_exp)
         + (problem.M, problem.N, problem.batch, choice.split)
         + (a.row_exp_stride, b.row_exp_stride),
-        {"SCALED": a.row_exp is not None, "BLOCK_M": block_m, "BLOCK_N": block_n},
+        {"SCALED": a.row_exp is not None, "BLOCK_S": block_s, "BLOCK_N": block_n},
     )
 
 
@@ -263,7 +263,7 @@ def reasons(problem: Problem, choice: Choice) -> tuple[str, ...]:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
     tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n) * problem.batch
-    if tile.kernel == "skinny":
+    if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch
     said.append(
         f"{tile.kernel} with {tile.block_m}x{tile.block_n}x{tile.block_k} tiles, "

@@ -9,6 +9,8 @@ PRECISIONS = ("tf32", "fp32", "ieee")
 
 # cp.async and TMA move 16 bytes at a time.
 COPY_BYTES = 16
+# The unit in which a GPU's memory is read.
+SECTOR_BYTES = 32
 
 
 def cdiv(a: int, b: int) -> int:
@@ -81,11 +83,22 @@ class Problem:
     def tf32(self) -> bool:
         """Whether fp32 operands may be rounded to 10-bit significands.
 
-        Not in a product that is one wide: bandwidth bounds it, so exactness costs nothing, and
-        torch computes it in fp32 under its TF32 setting too.
+        Not in a product that is one wide (or one deep): bandwidth bounds it, so exactness costs
+        nothing, and torch computes it in fp32 under its TF32 setting too.
         """
-        wide = min(self.M, self.N, self.K) > 1
-        return self.dtype == "fp32" and self.precision == "tf32" and wide
+        rounded = not self.one_wide and self.K > 1
+        return self.dtype == "fp32" and self.precision == "tf32" and rounded
+
+    @property
+    def one_wide(self) -> bool:
+        """A matrix times a vector, from either side."""
+        return 1 in (self.M, self.N)
+
+
+def starts_in_sectors(operand: Operand, dtype: str) -> bool:
+    """Whether an aligned operand's rows, or columns, all start where a memory sector does."""
+    pitch = max(operand.row_stride, operand.k_stride)
+    return pitch * ITEMSIZE[dtype] % SECTOR_BYTES == 0
 
 
 def is_aligned(operand: Operand, dtype: str) -> bool:

@@ -112,8 +112,8 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         return reached
     if step.kernel == "row_max":
         return {"max_ptr": arg["CHUNKS"] * arg["max_pitch"]}
-    if step.kernel == "skinny":
-        return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"] * arg["S"]}
+    if step.kernel == "gemv":
+        return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"]}
     m, n, k, batch, products = arg["M"], arg["N"], arg.get("K"), arg["batch"], arg["split_k"]
     products *= batch * m * n
     if step.kernel == "gemm_hopper":

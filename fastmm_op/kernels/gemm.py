@@ -177,28 +177,29 @@ def reduce_kernel(
     row_exp_ptr, col_exp_ptr,  # as in gemm_kernel
     M, N, batch, split_k,
     stride_row_exp, stride_col_exp,
-    SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Sum the partial products of split-K in a fixed order, scale, and round once."""
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    item = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
-    tile = tl.program_id(0) % (tiles_m * tiles_n)
-    offs_m = (tile // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = (tile % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_m = offs_m < M
-    mask_n = offs_n < N
-    mask = mask_m[:, None] & mask_n[None, :]
-    offsets = (item * M + offs_m)[:, None] * N + offs_n[None, :]
-    stride_split = tl.cast(batch, tl.int64) * M * N
+    """Sum split-K's partial products, scale, round once; BLOCK_N elements of a row a program.
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    partial_ptrs = partial_ptr + offsets
-    for _ in range(split_k):
+    BLOCK_S partial sums are read at once and added as a tree: a fixed order, and few trips to
+    memory however many there are.
+    """
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    row = (tl.program_id(0) // blocks_n).to(tl.int64)  # item * M + m
+    offs_n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_s = tl.arange(0, BLOCK_S).to(tl.int64)
+    mask_n = offs_n < N
+    stride_split = tl.cast(batch, tl.int64) * M * N
+    partial_ptrs = partial_ptr + offs_s[:, None] * stride_split + (row * N + offs_n)[None, :]
+    acc = tl.zeros((BLOCK_S, BLOCK_N), tl.float32)
+    for first in range(0, split_k, BLOCK_S):
+        mask = (first + offs_s < split_k)[:, None] & mask_n[None, :]
         acc += tl.load(partial_ptrs, mask=mask, other=0.0)
-        partial_ptrs += stride_split
+        partial_ptrs += BLOCK_S * stride_split
+    c = tl.sum(acc, 0)
     if SCALED:
-        row_exp = tl.load(row_exp_ptr + item * stride_row_exp + offs_m, mask=mask_m, other=0)
+        item = row // M
+        row_exp = tl.load(row_exp_ptr + item * stride_row_exp + row % M + tl.arange(0, 1))
         col_exp = tl.load(col_exp_ptr + item * stride_col_exp + offs_n, mask=mask_n, other=0)
-        acc = scale_by_exponents(acc, row_exp, col_exp)
-    tl.store(c_ptr + offsets, acc.to(c_ptr.dtype.element_ty), mask=mask)
+        c = tl.reshape(scale_by_exponents(c[None, :], row_exp, col_exp), (BLOCK_N,))
+    tl.store(c_ptr + row * N + offs_n, c.to(c_ptr.dtype.element_ty), mask=mask_n)

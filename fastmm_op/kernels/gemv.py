@@ -1,0 +1,48 @@
+"""Products that are one row or one column wide: the matrix is read once, at memory bandwidth.
+
+The matrix is seen as (rows, K), as the GEMM sees its operands. Products and sums are IEEE fp32: the
+arithmetic hides under the reads, and the tensor core's rounding would buy nothing.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gemv_kernel(
+    w_ptr,  # (batch, R, K), any strides
+    x_ptr,  # (batch, K)
+    y_ptr,  # (batch, R); if split_k > 1, (split_k, batch, R) fp32 sums
+    R, K, batch, split_k,
+    stride_wb, stride_wr, stride_wk,
+    stride_xb, stride_xk,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
+):  # fmt: skip
+    """y[r] = sum over k of w[r, k] * x[k], for BLOCK_R rows and one range of K a program."""
+    blocks_r = tl.cdiv(R, BLOCK_R)
+    split = tl.program_id(0) // blocks_r % split_k
+    item = (tl.program_id(0) // blocks_r // split_k).to(tl.int64)
+    offs_r = (tl.program_id(0) % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
+    mask_r = offs_r < R
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), split_k)
+    w_ptr += item * stride_wb
+    x_ptr += item * stride_xb
+    if K_MAJOR:
+        acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_K, BLOCK_R), tl.float32)
+    for step in range(split * steps, (split + 1) * steps):
+        offs_k = tl.cast(step, tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < K
+        x = tl.load(x_ptr + offs_k * stride_xk, mask=mask_k, other=0.0).to(tl.float32)
+        if K_MAJOR:
+            w_ptrs = w_ptr + offs_r[:, None] * stride_wr + offs_k[None, :] * stride_wk
+            w = tl.load(w_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+            acc += w.to(tl.float32) * x[None, :]
+        else:
+            w_ptrs = w_ptr + offs_k[:, None] * stride_wk + offs_r[None, :] * stride_wr
+            w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_r[None, :], other=0.0)
+            acc += w.to(tl.float32) * x[:, None]
+    y = tl.sum(acc, 1 if K_MAJOR else 0)
+    y_ptrs = y_ptr + (split.to(tl.int64) * batch + item) * R + offs_r
+    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=mask_r)
