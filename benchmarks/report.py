@@ -169,7 +169,8 @@ def plot(results: dict, path: Path) -> None:
         shares = [rows[y]["limit_fraction"] for y in places]
         right.barh(places, shares, color=f"C{i}", height=0.7)
     left.axvline(1.0, color="black", linewidth=0.8)
-    left.set_xscale("log")
+    left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter("{x:g}")
     left.set_xlabel("time / best peer's time (left of the line: faster)")
     left.set_yticks(range(len(rows)), [summary.label(row) for row in rows], fontsize=6)
     if rows:

@@ -14,6 +14,8 @@ class Arch:
         name: ``"sm_80"``, ``"sm_89"`` or ``"sm_90"``: the code that is generated.
         sms: multiprocessors of the card.
         shared_memory: bytes of shared memory a block may use.
+        shared_memory_per_sm: bytes that the blocks of one SM share.
+        threads_per_sm: threads that one SM holds.
         wgmma: the tensor core reads both operands from shared memory (Hopper).
         tma: the bulk tensor copy engine is there (Hopper).
         bandwidth: bytes a second of a large device-to-device copy, read plus written.
@@ -26,6 +28,8 @@ class Arch:
     name: str
     sms: int
     shared_memory: int
+    shared_memory_per_sm: int
+    threads_per_sm: int
     wgmma: bool
     tma: bool
     bandwidth: float
@@ -39,9 +43,9 @@ class Arch:
 # sm_89 are published figures of the A100 and the RTX 4090: predictions, this project has measured
 # neither card.
 ARCHES = {
-    "sm_80": Arch("sm_80", 108, 166912, False, False, 1.5e12, 240e12, 90e12, 18e12),
-    "sm_89": Arch("sm_89", 128, 101376, False, False, 0.92e12, 150e12, 70e12, 45e12),
-    "sm_90": Arch("sm_90", 132, 232448, True, True, 4.2e12, 700e12, 70e12, 40e12),
+    "sm_80": Arch("sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12),
+    "sm_89": Arch("sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12),
+    "sm_90": Arch("sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 70e12, 40e12),
 }
 
 

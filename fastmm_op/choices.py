@@ -78,7 +78,8 @@ TILES = {
         Tile("gemm", 16, 32, 128, 4, 4, 0.08),
     ),
     # wgmma wants B in shared memory, so rounding to TF32 would take it there twice: 32 rows at most
-    # keep the compiler on mma.sync, which is faster here (H200: n=512 14.5 us against 52).
+    # keep the compiler on mma.sync, which is faster here (n=512 on the H200: 14.5 us against 52;
+    # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
     ("sm_90", "fp32"): (
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
         Tile("gemm", 32, 64, 32, 4, 3, 0.80),

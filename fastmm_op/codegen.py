@@ -1,8 +1,9 @@
-"""Compiles the kernels of a plan for any card, with no GPU: what ``explain`` and CI look at."""
+"""Compiles the kernels of a plan for any card, with no GPU: for the command line and for tests."""
 
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
+from fastmm_op.arch import Arch
 from fastmm_op.launch import KERNELS, gemm_hopper
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, Problem
@@ -27,16 +29,18 @@ class Resources:
         spills: load and store instructions to local memory in the machine code.
         shared_memory: bytes a block.
         opcodes: machine instructions, name (with modifiers) -> count.
+        main_loop: those of the loop that is densest in matrix instructions; empty if none has any.
     """
 
     registers: int
     spills: int
     shared_memory: int
     opcodes: dict[str, int]
+    main_loop: dict[str, int]
 
     def count(self, prefix: str) -> int:
         """How many instructions have a name that starts with ``prefix``."""
-        return sum(n for name, n in self.opcodes.items() if name.startswith(prefix))
+        return count(self.opcodes, prefix)
 
 
 def compile_launch(problem: Problem, step: Launch) -> CompiledKernel:
@@ -96,15 +100,58 @@ def resources(kernel: CompiledKernel) -> Resources:
         file.flush()
         usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
         assembly = run_tool("nvdisasm", "-c", file.name)
-    opcodes: dict[str, int] = {}
-    instruction = r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)"
-    for name in re.findall(instruction, assembly, re.MULTILINE):
-        opcodes[name] = opcodes.get(name, 0) + 1
+    program, loops = read_assembly(assembly)
+    opcodes = Counter(program)
     spills = sum(n for name, n in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
-    return Resources(registers, spills, kernel.metadata.shared, opcodes)
+    bodies = [Counter(program[first:last]) for first, last in loops]
+    # The densest: of nested loops the inner one.
+    main = max(bodies, key=lambda body: count(body, MMA) / body.total(), default=Counter())
+    main = main if count(main, MMA) else Counter()
+    return Resources(registers, spills, kernel.metadata.shared, dict(opcodes), dict(main))
+
+
+MMA = ("HMMA", "HGMMA")
+
+
+def count(opcodes: dict[str, int], prefix: str | tuple[str, ...]) -> int:
+    """How many instructions have a name that starts with a prefix, or one of several."""
+    return sum(n for name, n in opcodes.items() if name.startswith(prefix))
+
+
+def read_assembly(assembly: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """The instruction names of nvdisasm's text, and the ranges of them that are loops.
+
+    A loop is what lies between a label and a later branch back to it.
+    """
+    program: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label.group(1)] = len(program)
+        elif instruction := INSTRUCTION.match(line):
+            program.append(instruction.group(1))
+            target = re.search(r"BRA.*`\((\.L_\w+)\)", line)
+            if target and target.group(1) in labels:
+                loops.append((labels[target.group(1)], len(program)))
+    return program, loops
+
+
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 
 
 def run_tool(name: str, *args: str) -> str:
     command = [str(TOOLS / name), *args]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def blocks_per_sm(step: Launch, found: Resources, arch: Arch) -> int:
+    """Blocks of a kernel that fit an SM at once, by registers, shared memory and threads."""
+    # The hardware hands out registers by 256 a warp, and keeps 1 KiB of shared memory a block.
+    registers_a_warp = -(-found.registers * 32 // 256) * 256
+    return min(
+        65536 // (registers_a_warp * step.num_warps),
+        arch.shared_memory_per_sm // (found.shared_memory + 1024),
+        arch.threads_per_sm // (32 * step.num_warps),
+    )

@@ -6,6 +6,7 @@ newer torch that lacks one makes ``takes_short_path`` answer no: calls go throug
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 try:
     from torch._C import _cuda_getCurrentRawStream as current_raw_stream
@@ -18,6 +19,7 @@ except ImportError:
 
 try:
     from torch._C import (
+        _get_tracing_state,
         _is_torch_function_mode_enabled,
         _len_torch_dispatch_stack,
     )
@@ -32,6 +34,11 @@ except ImportError:
 def inside_torch_func() -> bool:
     """Whether a ``torch.func`` transform (grad, vmap, jacrev ...) is running."""
     return HAVE_SHORT_PATH and maybe_current_level() is not None
+
+
+def inside_forward_ad() -> bool:
+    """Whether a ``torch.autograd.forward_ad.dual_level`` is active."""
+    return forward_ad._current_level >= 0
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -54,9 +61,13 @@ def takes_short_path(a: Tensor, b: Tensor) -> bool:
         and not _len_torch_dispatch_stack()
         and not _is_torch_function_mode_enabled()
         and maybe_current_level() is None
+        and _get_tracing_state() is None
+        and not inside_forward_ad()
         and not _profiler_enabled()
         and a.layout is torch.strided
         and b.layout is torch.strided
         and not a.is_neg()
         and not b.is_neg()
+        and not a._is_zerotensor()
+        and not b._is_zerotensor()
     )

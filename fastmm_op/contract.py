@@ -104,8 +104,9 @@ def result_shape(a: Tensor, b: Tensor) -> list[int]:
 def fold(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a and b as (batch, M, K) and (batch, K, N); broadcast batches get stride 0.
 
-    Views wherever the strides allow one batch stride (always, for up to three dimensions); else the
-    operand is copied, as torch.matmul does.
+    Views wherever the strides allow it: always, for operands of one to three dimensions each of its
+    own batch; else (several batch dimensions, or a transposed batch against one matrix) the operand
+    is copied, as torch.matmul does.
     """
     a = a.unsqueeze(0) if a.dim() == 1 else a
     b = b.unsqueeze(1) if b.dim() == 1 else b

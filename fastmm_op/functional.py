@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmm_op import contract, ops
-from fastmm_op.compat import inside_torch_func, takes_short_path
+from fastmm_op.compat import inside_forward_ad, inside_torch_func, takes_short_path
 from fastmm_op.derivative import gradients
 
 
@@ -19,8 +19,9 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
         precision: what float32 inputs are computed in (other dtypes ignore it).
             ``"tf32"``: operands rounded to a 10-bit significand, float32 accumulation; normwise
             error against float64 at most 1.1 times that of torch's TF32 or, where torch happens to
-            compute in float32 under that setting, of TF32 rounded correctly. A factor below
-            2**-137 may count as zero, so that Inf times it is NaN.
+            compute in float32 under that setting, of TF32 rounded correctly; unless a's columns and
+            b's rows are scaled against each other by more than some 1e4 either way (README,
+            Precision). A factor below 2**-137 may count as zero, so that Inf times it is NaN.
             ``"fp32"``: normwise error at most twice that of torch's float32.
             ``"ieee"``: every product and sum in IEEE float32.
 
@@ -38,13 +39,16 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
     if ops.HAVE_TRITON and takes_short_path(a, b):
         return ops._triton_impl(a, b, precision=precision)
     contract.check_layouts(a, b)
-    if inside_torch_func():
+    if inside_torch_func() or inside_forward_ad():
         return _Transformable.apply(a, b, precision)
     return torch.ops.fastmm.matmul.default(a, b, precision=precision)
 
 
 class _Transformable(torch.autograd.Function):
-    """The op inside ``torch.func`` transforms, which refuse ``torch.library.register_autograd``."""
+    """The op where ``torch.library.register_autograd`` does not reach.
+
+    ``torch.func`` transforms refuse its formula, and forward-mode AD has none.
+    """
 
     generate_vmap_rule = True
 
@@ -56,6 +60,17 @@ class _Transformable(torch.autograd.Function):
     def setup_context(ctx, inputs, output) -> None:
         a, b, ctx.precision = inputs
         ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+
+    @staticmethod
+    def jvp(ctx, tangent_a: Tensor | None, tangent_b: Tensor | None, _) -> Tensor:
+        a, b = ctx.saved_tensors
+        product = partial(matmul, precision=ctx.precision)
+        if tangent_a is None:
+            return product(a, tangent_b)
+        if tangent_b is None:
+            return product(tangent_a, b)
+        return product(tangent_a, b) + product(a, tangent_b)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -8,15 +8,16 @@ Nothing here synchronises with the host.
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from fastmm_op import contract
+from fastmm_op import aten, contract
 from fastmm_op.arch import ARCHES, Arch, arch_for
 from fastmm_op.compat import current_raw_stream
 from fastmm_op.kernels import gemm, gemv, pack
+from fastmm_op.kernels.common import INTERPRETED
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan
 from fastmm_op.problem import COPY_BYTES, Operand, Problem
@@ -45,6 +46,8 @@ MAX_REMEMBERED_CALLS = 4096
 @lru_cache
 def device_arch(index: int) -> Arch | None:
     """The planner's entry for CUDA device ``index``; None if nothing here runs on it."""
+    if INTERPRETED:
+        return INTERPRETED_ARCH
     sms = torch.cuda.get_device_properties(index).multi_processor_count
     arch = arch_for(torch.cuda.get_device_capability(index), sms)
     return arch and replace(arch, tma=arch.tma and "gemm_hopper" in KERNELS)
@@ -221,7 +224,7 @@ def remember(key: tuple, a: Tensor, b: Tensor, precision: str) -> Callable:
     contract.check_inputs(a, b, precision)
     arch = device_arch(a.get_device()) if a.is_cuda else INTERPRETED_ARCH
     if a.dtype is torch.float64 or arch is None:
-        call = torch.matmul
+        call = partial(aten.matmul, precision=precision)
     else:
         call = Call(a, b, precision, arch)
     if len(_calls) >= MAX_REMEMBERED_CALLS:

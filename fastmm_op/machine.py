@@ -11,7 +11,7 @@ from fastmm_op.arch import arch_for
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what matters here; None for what is not installed. Imports nothing."""
+    """Versions of what matters here; None for what is not installed."""
     import fastmm_op
 
     return {

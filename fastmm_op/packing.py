@@ -12,7 +12,8 @@ MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
 MAX_COLUMN_IN_REGISTERS = 1024
 # Parts of K whose maxima are found independently, for operands that are read twice. Few and narrow
-# ones make power-of-two strides fall on few memory channels (H200, N=4096: 69 us; these: 32).
+# ones make power-of-two strides fall on few memory channels (N=4096 on the H200: 69 us, these 32;
+# benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
 ROW_MAX_CHUNKS = 32
 
 

@@ -217,15 +217,21 @@ def reduce_launch(
     problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, partial: Pointer, c: Pointer
 ) -> Launch:
     """The sum of split-K's partial products, in a fixed order."""
+    scaled = a.row_exp is not None
+    # Without exponents of its own a row is nothing special: all of C is one long row.
+    rows, columns = (problem.batch * problem.M, problem.N)
+    if not scaled:
+        rows, columns = 1, rows * columns
     block_s = min(16, next_power_of_two(choice.split))
-    block_n = max(32, min(256, next_power_of_two(problem.N)))
+    block_n = max(32, min(256, next_power_of_two(columns)))
     return Launch(
         "reduce",
-        problem.batch * problem.M * cdiv(problem.N, block_n),
+        rows * cdiv(columns, block_n),
         (partial, c, a.row_exp, b.row_exp)
-        + (problem.M, problem.N, problem.batch, choice.split)
+        + ((problem.M, problem.N, problem.batch) if scaled else (1, columns, 1))
+        + (choice.split,)
         + (a.row_exp_stride, b.row_exp_stride),
-        {"SCALED": a.row_exp is not None, "BLOCK_S": block_s, "BLOCK_N": block_n},
+        {"SCALED": scaled, "BLOCK_S": block_s, "BLOCK_N": block_n},
     )
 
 

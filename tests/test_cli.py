@@ -26,6 +26,7 @@ from fastmm_op.timing import Timing
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 SEED = ("--shape", "8205", "2949", "5921")
+INTERPRETED, COMPILED = {"TRITON_INTERPRET": "1"}, {"TRITON_INTERPRET": "0"}
 
 
 def python(*args: str, **env: str) -> subprocess.CompletedProcess:
@@ -50,6 +51,31 @@ class FakeTimer:
         fn()
         self.calls += 1
         return Timing(float(self.calls), self.calls - 0.5, self.calls + 0.5, 10)
+
+
+# codegen: what it finds is tests/test_codegen.py's matter.
+
+
+def test_codegen_needs_compiled_kernels():
+    done = python(
+        "-m", "fastmm_op", "codegen", *SEED, "--arch", "sm_89", "--json", TRITON_INTERPRET="1"
+    )
+    assert done.returncode == 1
+    assert "TRITON_INTERPRET is set" in done.stdout
+
+
+def test_codegen_prints_every_kernel_of_the_plan():
+    shape = ("--shape", "33", "2000", "65")
+    done = python(
+        "-m", "fastmm_op", "codegen", *shape, "--arch", "sm_89", "--json", TRITON_INTERPRET="0"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    kernels = json.loads(done.stdout)["kernels"]
+    problem = explain.problem_of(
+        33, 2000, 65, batch=1, dtype="fp32", layout="NN", precision="tf32", arch=ARCHES["sm_89"]
+    )
+    assert [row["kernel"] for row in kernels] == [s.kernel for s in make_plan(problem).launches]
+    assert all(row["spills"] == 0 and row["registers"] > 0 for row in kernels)
 
 
 # explain

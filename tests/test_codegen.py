@@ -8,11 +8,14 @@ from functools import cache
 
 import pytest
 
+from benchmarks.cases import load_cases
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
+from fastmm_op.cli import codegen as command
+from fastmm_op.cli.explain import problem_of
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Launch
-from fastmm_op.plan import write_plan
+from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Operand, Problem
 
 pytestmark = pytest.mark.compiled
@@ -117,3 +120,48 @@ def test_other_kernels(arch, kernel) -> None:
     """Of one plan that has them all: A's rows are contiguous, B's columns are not, K is split."""
     p = problem(arch, 255, 4097, 257)
     compiled(p, best(p, pack=True, split=True)[kernel])
+
+
+def suite_launches(arch: str) -> dict[str, tuple[Problem, Launch]]:
+    """Every different kernel that the planner launches for the benchmark suite."""
+    found = {}
+    for case in load_cases():
+        precision = case.precision if case.dtype == "fp32" else "tf32"
+        how = {"batch": case.batch, "dtype": case.dtype, "layout": case.layout}
+        p = problem_of(case.M, case.K, case.N, **how, precision=precision, arch=ARCHES[arch])
+        for step in make_plan(p).launches:
+            types = "fp16" if case.dtype == "bf16" else case.dtype
+            key = (step.kernel, types, sorted(step.constexprs.items()), step.num_warps)
+            found.setdefault(str(key), (p, step))
+    return found
+
+
+def test_the_suite_on_the_4090() -> None:
+    """The gate for the card that nobody here has: what it would run is right by the compiler.
+
+    ``compiled`` itself demands no spills, the card's 101376 bytes and the plan's own sum.
+    """
+    launches = suite_launches("sm_89")
+    assert {step.kernel for _, step in launches.values()} >= {"gemm", "gemv", "pack_rows"}
+    for p, step in launches.values():
+        found, _ = compiled(p, step)
+        if step.kernel == "gemm":
+            assert (found.count("HMMA") > 0) == (step.constexprs["DOT"] == "tf32")
+            if step.constexprs["EVEN_K"] and not step.constexprs["CLAMP"]:  # packed
+                assert set(command.copies_by_width(found.main_loop)) == {16}
+                assert command.count_scalar_loads(found.main_loop) == 0
+
+
+def test_the_main_loop_is_found() -> None:
+    """The seed workload on the 4090: 64 matrix instructions a trip, little beside them."""
+    p = problem("sm_89", *SEED)
+    row = command.report(p, best(p, pack=True)["gemm"])
+    assert row["mma"] == 64
+    assert row["ldgsts_bytes"] == {16: 8}
+    assert row["scalar_loads"] == 0
+    assert row["loop_instructions_per_mma"] < 3
+    assert row["blocks_per_sm"] >= 1
+    hopper = problem("sm_90", *SEED)
+    row = command.report(hopper, best(hopper, pack=True, kernel="gemm_hopper")["gemm_hopper"])
+    assert row["mma"] == 4, "BLOCK_K of 64 in steps of 16"
+    assert row["tma_loads"] > 0

@@ -118,3 +118,19 @@ def test_raw_stream() -> None:
     with torch.cuda.stream(side):
         assert compat.current_raw_stream(0) == side.cuda_stream
     assert compat.current_raw_stream(0) == torch.cuda.current_stream().cuda_stream
+
+
+def test_tracing(x, monkeypatch) -> None:
+    monkeypatch.setattr(compat, "_get_tracing_state", object)
+    assert not takes_short_path(x, x)
+
+
+def test_forward_ad(x) -> None:
+    with torch.autograd.forward_ad.dual_level():
+        assert not takes_short_path(x, x)
+
+
+def test_zero_tensor(x) -> None:
+    zero = torch._efficientzerotensor((2, 2), device=x.device)
+    assert zero._is_zerotensor()
+    assert not takes_short_path(x, zero)

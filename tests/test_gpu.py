@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import fastmm_op
-from cases import DTYPES, FAMILIES, at_offset
-from oracle import norm
+from cases import DTYPES, FAMILIES, at_offset, specials
+from fastmm_op.choices import choices
+from fastmm_op.plan import write_plan
+from oracle import assert_accurate, assert_same_specials, exact, norm
 
 pytestmark = pytest.mark.gpu
 
@@ -37,6 +39,32 @@ def inputs(m, k, n, dtype=torch.float32, make=torch.randn) -> tuple[torch.Tensor
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
     """Normwise; of an all-zero product, absolute."""
     return norm(got.double().cpu() - want) / (norm(want) or 1.0)
+
+
+# The Hopper kernel, which the interpreter cannot run, by each of its ways to store.
+
+
+@pytest.mark.parametrize("n", [264, 265], ids=["aligned", "row classes"])
+@pytest.mark.parametrize("case", [*specials(5, 5, 5), *FAMILIES])
+def test_hopper_kernel(case, n) -> None:
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    sizes = (1100, 200, n)
+    special = specials(*sizes).get(case)
+    a, b = (x.cuda()[None] for x in special or FAMILIES[case](*sizes))
+    problem = launch.describe(a, b, "tf32", arch)
+    hopper = [c for c in choices(problem) if c.tile.kernel == "gemm_hopper" and c.split <= 2]
+    assert hopper
+    for choice in hopper:
+        out = torch.full((1, sizes[0], n), torch.nan, device="cuda")
+        launch.run_plan(write_plan(problem, choice), a, b, out)
+        if special:
+            assert_same_specials(out, exact(a, b).float(), what=str(choice))
+        else:
+            assert_accurate(out, a, b, "tf32", what=str(choice))
 
 
 # What torch itself loses.

@@ -239,6 +239,29 @@ def test_inf_and_nan_by_every_road(case, forced) -> None:
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("decades", [4, 8, 12])
+def test_inverse_scaling_along_k(decades, forced) -> None:
+    """Pins a statement of the documentation: what packing may lose, and when that matters.
+
+    Columns of A grow as rows of B shrink, so every product matters, but small factors share a row
+    with large ones. Beside TF32's own rounding, a packed factor errs by at most 2**-38 of the
+    largest in its row of A or column of B.
+    """
+    k = 128
+    scale = 10.0 ** torch.linspace(-decades, decades, k)[torch.randperm(k)]
+    a, b = (torch.randn(9, k) * scale)[None], (torch.randn(k, 7) / scale[:, None])[None]
+    products = a.double().abs() @ b.double().abs()
+    largest = a.double().abs().amax(2, keepdim=True) * b.double().abs().amax(1, keepdim=True)
+    for choice, plan in forced.roads(a, b).values():
+        got = forced.run(a, b, plan)
+        rounding = 2.0**-10 * products
+        lost = 2 * k * 2.0**-38 * largest if choice.pack_a else 0
+        assert ((got.double() - exact(a, b)).abs() <= rounding + lost).all(), choice
+        if decades == 4:
+            assert_accurate(got, a, b, "tf32", what=str(choice))
+
+
+@pytest.mark.interpreted
 def test_inf_times_what_tf32_cannot_hold(forced) -> None:
     """Pins a statement of the documentation: below 2**-137, "tf32" may take a factor for zero."""
     a = torch.ones(1, 9, 8)

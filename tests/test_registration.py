@@ -7,6 +7,7 @@ from functools import partial
 import expecttest
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -310,3 +311,24 @@ def test_the_cpu_implementation_is_the_interpreted_kernels(monkeypatch) -> None:
     monkeypatch.setattr(launch, "matmul", lambda a, b, p: called.append(p) or a @ b)
     fastmm_op.matmul(torch.ones(2, 3), torch.ones(3, 4), precision="fp32")
     assert called == ["fp32"]
+
+
+def test_forward_mode() -> None:
+    """A dual number's tangent is the product's, from either operand; transforms may nest."""
+    a, da = (torch.randn(3, 4, dtype=torch.float64) for _ in range(2))
+    b, db = (torch.randn(4, 5, dtype=torch.float64) for _ in range(2))
+    with forward_ad.dual_level():
+        dual_a, dual_b = forward_ad.make_dual(a, da), forward_ad.make_dual(b, db)
+        both = da @ b + a @ db
+        for x, y, want in ((dual_a, b, da @ b), (a, dual_b, a @ db), (dual_a, dual_b, both)):
+            tangent = forward_ad.unpack_dual(fastmm_op.matmul(x, y)).tangent
+            assert torch.allclose(tangent, want)
+    _, tangent = torch.func.jvp(fastmm_op.matmul, (a, b), (da, db))
+    assert torch.allclose(tangent, da @ b + a @ db)
+
+    def loss(product):
+        return lambda x: product(x, b).square().sum()
+
+    assert torch.allclose(
+        torch.func.hessian(loss(fastmm_op.matmul))(a), torch.func.hessian(loss(torch.matmul))(a)
+    )

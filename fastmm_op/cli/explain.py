@@ -49,12 +49,12 @@ def default_arch() -> Arch:
     """The current GPU's entry, or sm_89's where there is none that plans exist for."""
     import torch
 
-    if torch.cuda.is_available():
-        from fastmm_op.arch import arch_for
+    from fastmm_op.ops import HAVE_TRITON
 
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        capability = (properties.major, properties.minor)
-        return arch_for(capability, properties.multi_processor_count) or ARCHES["sm_89"]
+    if torch.cuda.is_available() and HAVE_TRITON:
+        from fastmm_op.launch import device_arch
+
+        return device_arch(torch.cuda.current_device()) or ARCHES["sm_89"]
     return ARCHES["sm_89"]
 
 
@@ -141,12 +141,12 @@ def print_plan(problem: Problem, plan: Plan, console: Console) -> None:
         console.print(f"  - {reason}", highlight=False, soft_wrap=True, markup=False)
 
 
-def main(options: Namespace) -> int:
-    """Print the plan for parsed command line options."""
+def chosen_problem(options: Namespace) -> Problem:
+    """The Problem that parsed command line options describe."""
     arch = ARCHES[options.arch] if options.arch else default_arch()
     if options.sms:
         arch = replace(arch, sms=options.sms)
-    problem = problem_of(
+    return problem_of(
         *options.shape,
         batch=options.batch,
         dtype=options.dtype,
@@ -154,6 +154,11 @@ def main(options: Namespace) -> int:
         precision=options.precision,
         arch=arch,
     )
+
+
+def main(options: Namespace) -> int:
+    """Print the plan for parsed command line options."""
+    problem = chosen_problem(options)
     plan = make_plan(problem)
     if options.json:
         print(json.dumps(as_dict(problem, plan), indent=1))

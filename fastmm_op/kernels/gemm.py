@@ -186,7 +186,7 @@ def reduce_kernel(
     """
     blocks_n = tl.cdiv(N, BLOCK_N)
     row = (tl.program_id(0) // blocks_n).to(tl.int64)  # item * M + m
-    offs_n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = (tl.program_id(0) % blocks_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_s = tl.arange(0, BLOCK_S).to(tl.int64)
     mask_n = offs_n < N
     stride_split = tl.cast(batch, tl.int64) * M * N
