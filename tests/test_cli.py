@@ -315,5 +315,5 @@ def test_readme_commands_run():
     ours = [c for c in commands if c.startswith("python ") and not c.endswith("demo")]
     assert ours
     for command in ours:
-        done = python(*shlex.split(command)[1:])
-        assert done.returncode == 0, done.stderr
+        done = python(*shlex.split(command)[1:], **COMPILED)
+        assert done.returncode == 0, done.stdout + done.stderr
