@@ -6,7 +6,7 @@ BASE_PYTHON ?= python3
 # Evaluated at each use: `make setup test` must see the environment that setup made.
 PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(BASE_PYTHON))
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench codegen-matrix
 
 # A torch that is already importable is kept (a GPU machine has the build that its driver needs), and
 # the environment sees it. Without one, CI's pinned versions are installed, torch first: alone, its
@@ -36,6 +36,10 @@ test:
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+# What Triton 3.6 to 3.9 make of the 4090's plan of the seed workload; no GPU, some minutes.
+codegen-matrix:
+	$(PYTHON) benchmarks/codegen_matrix.py --arch sm_89
 
 bench:
 	$(PYTHON) benchmarks/bench_matmul.py
