@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fastmm_op import machine, matmul, ops
-from fastmm_op.arch import ARCHES, Arch, arch_for
+from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.cli.explain import problem_of
 from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timer, host_microseconds, l2_bytes, torch_tf32
@@ -48,8 +48,9 @@ def device_arch(device: torch.device) -> Arch | None:
         return None
     if device.type != "cuda":
         return ARCHES["sm_89"] if ops.INTERPRETED else None
-    properties = torch.cuda.get_device_properties(device)
-    return arch_for((properties.major, properties.minor), properties.multi_processor_count)
+    from fastmm_op import launch  # imports triton
+
+    return launch.device_arch(device.index or 0)
 
 
 def describe(device: torch.device, argv: list[str]) -> dict[str, object]:

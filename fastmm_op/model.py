@@ -17,6 +17,7 @@ class ModelNew(nn.Module):
         self.precision = precision
 
     def forward(self, A: Tensor, B: Tensor) -> Tensor:
+        """(..., M, K) by (..., K, N) -> (..., M, N); shapes, dtypes and errors as ``matmul``."""
         return matmul(A, B, precision=self.precision)
 
     def extra_repr(self) -> str:

@@ -31,9 +31,12 @@ def spread(n: int, count: int) -> Tensor:
 
 
 def round_to_tf32(x: Tensor) -> Tensor:
-    """float32 rounded to a 10-bit significand, ties away from zero; Inf and NaN stay."""
-    bits = (x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF
-    return torch.where(x.isfinite(), bits.view(torch.float32), x)
+    """float32, any shape, with a 10-bit significand, ties away from zero; finite stays finite."""
+    bits = x.contiguous().view(torch.int32)
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    truncated = (bits & ~0x1FFF).view(torch.float32)
+    rounded = torch.where(rounded.isfinite(), rounded, truncated)
+    return torch.where(x.isfinite(), rounded, x)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,12 @@ class Oracle:
         return 4 * ROUNDOFF[precision] * growth
 
     def check(self, out: Tensor, allowed: float) -> Verdict:
-        """Shape, dtype, no NaN anywhere, and a normwise error of at most ``allowed``."""
+        """Shape, dtype, no NaN anywhere, and a normwise error of at most ``allowed``.
+
+        Args:
+            out: the result to judge, of shape ``out_shape``, on the operands' device.
+            allowed: a normwise error, as ``allowed`` and ``plausible`` return it.
+        """
         if out.shape != self.out_shape or out.dtype != self.out_dtype:
             found = f"{tuple(out.shape)} {out.dtype}"
             expected = f"{tuple(self.out_shape)} {self.out_dtype}"

@@ -29,8 +29,8 @@ from fastmm_op.problem import (
     round_up,
 )
 
-# Rows of tiles that are walked together, so that L2 keeps their operands. The persistent kernel's
-# 132 tiles at a time are two waves of the other's order.
+# Rows of tiles that are walked together, so that L2 keeps their operands. For the persistent kernel
+# 4, 8 and 16 differ by no more than runs do (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
 GROUP_M = {"gemm": 8, "gemm_hopper": 4}
 
 

@@ -8,6 +8,8 @@ fp32 product twice what torch's own loses. What fp32 sums add is bounded by ACCU
 import torch
 from torch import Tensor
 
+from fastmm_op.oracle import round_to_tf32
+
 # fp32 sums in blocks: a few units of 2**-24 of the sum of magnitudes, |a| @ |b|.
 ACCUMULATION = 8 * 2.0**-24
 # Sums of subnormal fp32 are rounded to a multiple of this, each of K times by half of it at most.
@@ -19,14 +21,9 @@ def exact(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a.detach().cpu().double(), b.detach().cpu().double())
 
 
-def round_to_tf32(x: Tensor) -> Tensor:
-    """float32 -> float64 with a 10-bit significand, ties away from zero; finite stays finite."""
-    x = x.detach().cpu().contiguous()
-    bits = x.view(torch.int32)
-    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-    truncated = (bits & ~0x1FFF).view(torch.float32)
-    rounded = torch.where(rounded.isfinite(), rounded, truncated)
-    return torch.where(x.isfinite(), rounded, x).double()
+def tf32(x: Tensor) -> Tensor:
+    """float32 rounded to TF32, as float64 on the CPU."""
+    return round_to_tf32(x.detach().cpu()).double()
 
 
 def norm(x: Tensor) -> float:
@@ -82,7 +79,7 @@ def rounding_error(a: Tensor, b: Tensor, precision: str, want: Tensor) -> Tensor
     if a.dtype is not torch.float32:
         return 1.1 * (want.to(a.dtype).double() - want)
     if precision == "tf32":
-        return 1.1 * (torch.matmul(round_to_tf32(a), round_to_tf32(b)) - want)
+        return 1.1 * (torch.matmul(tf32(a), tf32(b)) - want)
     return 2 * (torch.matmul(a.detach().cpu(), b.detach().cpu()).double() - want)
 
 

@@ -4,7 +4,6 @@ The families, layouts and shapes of test_numerics.py run on the GPU too; here is
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import fastmm_op
 from cases import DTYPES, FAMILIES, at_offset, specials
 from fastmm_op.choices import choices
 from fastmm_op.plan import write_plan
+from fastmm_op.timing import torch_tf32
 from oracle import assert_accurate, assert_same_specials, exact, norm
 
 pytestmark = pytest.mark.gpu
@@ -20,16 +20,6 @@ pytestmark = pytest.mark.gpu
 SEED = (8205, 2949, 5921)
 # Small and direct, packed, one-wide, split.
 SIZES = [(64, 64, 64), (1021, 1031, 1033), (1, 4097, 1009), (129, 40001, 67)]
-
-
-@contextmanager
-def torch_tf32(allowed: bool):
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def inputs(m, k, n, dtype=torch.float32, make=torch.randn) -> tuple[torch.Tensor, torch.Tensor]:
