@@ -19,15 +19,21 @@ setup(
     author="The fastmm authors",
     license="BSD-3-Clause",
     packages=find_packages(include=["fastmm_op*"]),
+    package_data={"fastmm_op.bench": ["suite.json"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
         'triton>=3.6; platform_system == "Linux"',
         "rich>=13",
+        "platformdirs>=3",
     ],
+    entry_points={
+        # torch.compile(model, backend="fastmm") finds it by this.
+        "torch_dynamo_backends": ["fastmm = fastmm_op.compile.backend:backend"],
+    },
     extras_require={
         # numpy: Triton's interpreter needs it and does not say so.
-        "test": ["pytest", "expecttest", "numpy", "hypothesis"],
+        "test": ["pytest", "pytest-xdist", "expecttest", "numpy", "hypothesis", "matplotlib"],
         "bench": ["matplotlib"],
         "dev": ["ruff"],
     },

@@ -7,10 +7,8 @@ Writes JSON after every case, so that a run that is cut short leaves what it has
 """
 
 import argparse
-import json
-import os
+import shlex
 import sys
-import time
 from pathlib import Path
 
 # Nothing need be installed: run as a script, the repository itself is what is measured.
@@ -18,18 +16,15 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import environment, summary
-from benchmarks.cases import SUITE, Case, groups, load_cases
-from benchmarks.contenders import PEERS
-from benchmarks.runner import DeviceLost, Runner
+from fastmm_op.__main__ import positive_seconds
+from fastmm_op.bench import environment, session
+from fastmm_op.bench.cases import SUITE, Case, groups, load_cases
+from fastmm_op.bench.contenders import PEERS
 from fastmm_op.problem import PRECISIONS
 from fastmm_op.timing import Timer
 
-# Where stdout is no terminal, a line of progress at most this often.
-SECONDS_BETWEEN_LINES = 20
+RESULTS = Path(__file__).with_name("results")
 
 
 def names(text: str) -> list[str]:
@@ -42,16 +37,6 @@ def peer_names(text: str) -> list[str]:
         if name not in PEERS:
             raise argparse.ArgumentTypeError(f"unknown peer {name!r}; choose from {PEERS}")
     return names(text)
-
-
-def positive_seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -113,80 +98,6 @@ def choose_device(parser: argparse.ArgumentParser, name: str | None) -> torch.de
     return device
 
 
-def write(results: dict, path: Path) -> None:
-    """Write a results file in one step: readers see the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(part, path)
-
-
-class Reporter:
-    """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self.console = Console(stderr=True)
-        self.total = total
-        self.started = self.last_line = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=total)
-
-    def starting(self, done: int, what: str) -> None:
-        self.progress.update(self.task, completed=done, description=what)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            print(f"[{now - self.started:.0f} s] {done}/{self.total} {what}", file=sys.stderr)
-
-    def failed(self, text: str) -> None:
-        self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def run_cases(
-    cases: list[Case], options: argparse.Namespace, runner: Runner, results: dict, out: Path
-) -> None:
-    """Fill ``results`` and write it after every case; stop at the budget or a lost device."""
-    started = time.monotonic()
-    reporter = Reporter(len(cases))
-    with reporter.progress:
-        for done, case in enumerate(cases):
-            if options.budget and time.monotonic() - started > options.budget:
-                results["stopped"] = f"budget of {options.budget:g} s spent"
-                break
-            reporter.starting(done, case.name)
-            peers = set(options.peers)
-            if case.group in options.inductor_groups:
-                peers.add("inductor")
-            try:
-                rows = runner.run(case, peers)
-            except DeviceLost as error:
-                results["stopped"] = f"device lost at {case.name}: {error}"
-                reporter.failed(results["stopped"])
-                break
-            for text in summary.failures(rows):
-                reporter.failed(f"FAILED {text}")
-            results["rows"] += rows
-            results["missing"] = [missing.name for missing in cases[done + 1 :]]
-            write(results, out)
-    write(results, out)
-
-
-def exit_code(results: dict) -> int:
-    """1 if anything of ours failed, a peer's result was wrong, or the device was lost."""
-    rows = results["rows"]
-    wrong = any(peer.get("wrong") for row in rows for peer in row["peers"].values())
-    lost = results.get("stopped", "").startswith("device lost")
-    return int(wrong or lost or any("failed" in row for row in rows))
-
-
 def main(argv: list[str] | None = None, timer: Timer | None = None) -> int:
     """Run the benchmark with command line arguments ``argv``; returns the exit code.
 
@@ -200,29 +111,17 @@ def main(argv: list[str] | None = None, timer: Timer | None = None) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     device = choose_device(parser, options.device)
-    env = environment.describe(device, argv)
-    folder = environment.folder_name(env["gpu"])
-    out = options.out or environment.ROOT / "benchmarks/results" / folder / "matmul.json"
-    timer = timer or Timer(device)
-    print(
-        f"{env['gpu']}, torch {env['torch']}, triton {env['triton']}: {len(cases)} cases -> {out}"
+    folder = environment.folder_name(environment.device_name(device))
+    run = session.Session(
+        cases,
+        options.peers,
+        options.inductor_groups,
+        options.seconds_per_case,
+        options.budget,
+        shlex.join(["python", "benchmarks/bench_matmul.py", *argv]),
     )
-
-    ceilings = environment.measure(device, timer)
-    results = {"env": env | ceilings, "rows": [], "missing": [case.name for case in cases]}
-    runner = Runner(device, ceilings, options.seconds_per_case, timer)
-    run_cases(cases, options, runner, results, out)
-    if not results["missing"]:
-        del results["missing"]
-        write(results, out)
-
-    rates = {name: f"{rate / 1e12:.0f}" for name, rate in ceilings["matmul_ceiling_flops"].items()}
-    print(f"ceilings: {ceilings['copy_bandwidth_bytes_per_s'] / 1e12:.2f} TB/s, TFLOP/s {rates}")
-    print(f"host us per call: {json.dumps(ceilings['host_us'])}")
-    print(summary.text(results))
-    if "stopped" in results:
-        print(f"stopped early: {results['stopped']}")
-    return exit_code(results)
+    results = run.run(device, options.out or RESULTS / folder / "matmul.json", timer)
+    return session.exit_code(results)
 
 
 if __name__ == "__main__":

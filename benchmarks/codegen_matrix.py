@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tritons", nargs="+", default=["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
     options = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
-    from benchmarks.environment import commit
+    from fastmm_op.bench.environment import commit
 
     results = {
         "command": shlex.join(["benchmarks/codegen_matrix.py", *argv]),

@@ -15,12 +15,12 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import summary
+from fastmm_op.bench import summary
+from fastmm_op.bench.tables import host_line, means_table, table
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EMPTY = "No results recorded yet: `make bench` on a machine with a GPU writes them."
-PEER_COLUMNS = ("torch", "torch-fp32", "inductor", "seed-style")
 OPEN_GROUPS = ("seed",)
 # Losing rows are listed openly up to this many; a longer list unfolds.
 SHORT_LIST = 12
@@ -29,51 +29,6 @@ SHORT_LIST = 12
 def load(folder: Path) -> dict[Path, dict]:
     """All results files under a folder, by path."""
     return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*/matmul.json"))}
-
-
-def cell(value: float | None, form: str, suffix: str = "") -> str:
-    return "-" if value is None else format(value, form) + suffix
-
-
-def compared(value: float | None) -> str:
-    """A ratio; in bold where we lose."""
-    text = cell(value, ".2f")
-    return f"**{text}**" if value is not None and value < 1 else text
-
-
-def table(rows: list[dict]) -> list[str]:
-    """Markdown lines, one a row; times in microseconds."""
-    names = [n for n in PEER_COLUMNS if any(n in row["peers"] for row in rows)]
-    headings = ["case", "plan", "fastmm", *names, "x torch", "x best peer", "of limit", "error"]
-    lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
-    for row in rows:
-        share = row["limit_fraction"]
-        ours = "failed" if "failed" in row else cell(row["us"], ".1f")
-        cells = [summary.label(row).split("/", 1)[-1], row["strategy"] or "ATen", ours]
-        for name in names:
-            failed = "failed" in row["peers"].get(name, {})
-            cells.append("failed" if failed else cell(summary.peer_us(row, name), ".1f"))
-        cells += [compared(summary.ratio(row, name)) for name in ("torch", "best")]
-        cells += [cell(share and 100 * share, ".0f", " %"), cell(row["error"], ".1e")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def means_table(rows: list[dict]) -> list[str]:
-    lines = ["| computed in | cases | x torch | x best peer |", "|---|---:|---:|---:|"]
-    for precision, entry in summary.means(rows).items():
-        ratios = " | ".join(cell(entry[name], ".2f") for name in ("torch", "best"))
-        lines.append(f"| {precision} | {entry['cases']} | {ratios} |")
-    return lines
-
-
-def host_line(env: dict) -> str:
-    parts = [
-        f"{kind} {cost['dtype']} {'x'.join(map(str, cost['shape']))} ({cost['strategy']}): "
-        f"{cost['fastmm']:.1f} (torch.mm {cost['torch']:.1f})"
-        for kind, cost in env["host_us"].items()
-    ]
-    return "Host cost of one eager call, microseconds: " + "; ".join(parts) + "."
 
 
 def section(results: dict, folder: str) -> str:

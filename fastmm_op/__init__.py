@@ -1,12 +1,24 @@
 """Matrix products for PyTorch that stay fast on odd sizes and in float32.
 
-Importing registers ``torch.ops.fastmm.matmul``. No GPU is touched and no kernel is loaded.
+Importing registers ``torch.ops.fastmm.matmul`` and ``torch.ops.fastmm.linear``. No GPU is touched
+and no kernel is loaded.
 """
 
-from fastmm_op import ops as _ops  # registers the op
-from fastmm_op.functional import matmul
+import importlib
+
+from fastmm_op import ops_graph as _ops_graph  # registers matmul, in both its forms
+from fastmm_op import ops_linear as _ops_linear  # registers linear
+from fastmm_op.functional import linear, matmul
 from fastmm_op.model import ModelNew
+from fastmm_op.patching import patch, unpatch
 
 __version__ = "0.1.0"
-__all__ = ["ModelNew", "matmul"]
-del _ops
+__all__ = ["ModelNew", "linear", "matmul", "patch", "unpatch"]
+del _ops_graph, _ops_linear
+
+
+def __getattr__(name: str):
+    """``fastmm_op.compile``, imported when it is first used: it imports torch's compiler."""
+    if name == "compile":
+        return importlib.import_module("fastmm_op.compile")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

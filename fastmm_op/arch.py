@@ -62,3 +62,20 @@ def arch_for(capability: tuple[int, int], sms: int) -> Arch | None:
         return None
     name = {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability, "sm_89")
     return replace(ARCHES[name], sms=sms)
+
+
+def occupancy(
+    registers: int,
+    num_warps: int,
+    shared_memory: int,
+    shared_memory_per_sm: int,
+    threads_per_sm: int,
+) -> int:
+    """Blocks that fit an SM at once, by registers a thread, shared memory (bytes) and threads."""
+    # The hardware hands out registers by 256 a warp, and keeps 1 KiB of shared memory a block.
+    registers_a_warp = -(-registers * 32 // 256) * 256
+    return min(
+        65536 // (registers_a_warp * num_warps),
+        shared_memory_per_sm // (shared_memory + 1024),
+        threads_per_sm // (32 * num_warps),
+    )

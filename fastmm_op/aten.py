@@ -1,9 +1,35 @@
-"""ATen's product, held to the contract: where there is no Triton, no supported card, or float64."""
+"""ATen's products, held to the contract: for float64, and where no card or Triton is supported."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastmm_op import contract
+
+_ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward.default(grad, x)
+    # ATen's has no derivative of its own.
+    sigmoid = x.sigmoid()
+    return grad * sigmoid * (1 + x * (1 - sigmoid))
+
+
+_BACKWARDS = {
+    "relu": partial(torch.ops.aten.threshold_backward.default, threshold=0),
+    "gelu": torch.ops.aten.gelu_backward.default,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward.default, approximate="tanh"),
+    "silu": _silu_backward,
+}
 
 
 def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
@@ -13,7 +39,44 @@ def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     computed in float64 and rounded: the setting is not ours to change.
     """
     contract.check_inputs(a, b, precision)
-    exact = a.dtype is torch.float32 and precision != "tf32"
-    if exact and torch.get_float32_matmul_precision() != "highest":
+    if needs_float64(a, precision):
         return torch.matmul(a.double(), b.double()).float().contiguous()
     return torch.matmul(a, b).contiguous()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    precision: str,
+) -> Tensor:
+    """``torch.nn.functional.linear``, its activation, plus the residual; else as ``matmul``."""
+    contract.check_linear(x, weight, bias, residual, activation, precision)
+    if needs_float64(x, precision):
+        wide_bias = None if bias is None else bias.double()
+        y = F.linear(x.double(), weight.double(), wide_bias).float()
+    else:
+        y = F.linear(x, weight, bias)
+    y = activate(y, activation)
+    return (y if residual is None else y + residual).contiguous()
+
+
+def needs_float64(a: Tensor, precision: str) -> bool:
+    """Whether ATen's own float32 product may be less exact than ``precision`` asks for."""
+    exact = a.dtype is torch.float32 and precision != "tf32"
+    # Where PyTorch's ways to say it meet; torch.get_float32_matmul_precision() refuses to answer
+    # after the newer of them was used.
+    backend = torch.backends.cuda if a.is_cuda else torch.backends.mkldnn
+    return exact and backend.matmul.fp32_precision in ("tf32", "bf16")
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """One of ``problem.ACTIVATIONS`` of x."""
+    return x if activation == "none" else _ACTIVATIONS[activation](x)
+
+
+def activation_gradient(grad: Tensor, x: Tensor, activation: str) -> Tensor:
+    """The gradient of x, given that of ``activate(x, activation)``; differentiable."""
+    return grad if activation == "none" else _BACKWARDS[activation](grad, x)

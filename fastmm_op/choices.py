@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from fastmm_op.arch import Arch
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,
@@ -87,6 +86,15 @@ TILES = {
         Tile("gemm", 16, 128, 32, 4, 3, 0.60),
         Tile("gemm", 16, 64, 64, 4, 3, 0.50),
     ),
+    # Two accumulators: half the tile. Efficiencies are shares of a third of the 16-bit rate.
+    ("sm_90", "hi and lo"): (
+        Tile("gemm_hopper", 128, 128, 64, 4, 3, 0.85),
+        Tile("gemm_hopper", 128, 64, 64, 4, 4, 0.60),
+        Tile("gemm", 128, 128, 32, 8, 4, 0.65),
+        Tile("gemm", 64, 64, 64, 4, 3, 0.40),
+        Tile("gemm", 32, 64, 64, 4, 3, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.13),
+    ),
 } | {
     # Odd strides cost an address register an element: large tiles of them would spill.
     (arch, kind): tiles
@@ -100,6 +108,17 @@ TILES = {
                 Tile("gemm", 32, 64, 32, 4, 3, 0.60),
                 Tile("gemm", 16, 128, 32, 8, 3, 0.40),
                 Tile("gemm", 16, 32, 64, 4, 3, 0.20),
+            ),
+        ),
+        (
+            "hi and lo",
+            ("sm_80", "sm_89"),
+            (
+                Tile("gemm", 128, 128, 32, 8, 3, 0.85),
+                Tile("gemm", 64, 128, 32, 4, 3, 0.75),
+                Tile("gemm", 64, 64, 32, 4, 3, 0.50),
+                Tile("gemm", 32, 64, 64, 4, 3, 0.25),
+                Tile("gemm", 16, 64, 64, 4, 3, 0.13),
             ),
         ),
         (
@@ -118,6 +137,9 @@ TILES = {
 }
 
 
+# What the GEMM reads of one element, by the kind of its operands.
+OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
+
 # Tiles for a matrix that lies along K, or along its rows: 32 elements in flight a thread.
 GEMV_TILES = {True: Tile("gemv", 1, 16, 256, 4, 1, 1.0), False: Tile("gemv", 1, 128, 32, 4, 1, 1.0)}
 
@@ -130,7 +152,8 @@ def gemv_matrix(problem: Problem) -> Operand:
 def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
     """How the GEMM's main loop gets its operands: a key of TILES."""
     if problem.dtype == "fp32":
-        return "16-bit" if pack_a and pack_b else "fp32"
+        packed_kind = "hi and lo" if problem.parts == 2 else "16-bit"
+        return packed_kind if pack_a and pack_b else "fp32"
     a_aligned = pack_a or is_aligned(problem.a, problem.dtype)
     b_aligned = pack_b or is_aligned(problem.b, problem.dtype)
     return "16-bit" if a_aligned and b_aligned else "misaligned 16-bit"
@@ -146,7 +169,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 yield Choice(False, False, tile, split)
         return
     if dtype == "fp32":
-        packings = [(False, False), (True, True)] if problem.tf32 else [(False, False)]
+        packings = [(False, False), (True, True)] if problem.parts else [(False, False)]
     else:
         # On Hopper aligned operands may be worth packing too: TMA reads rows that start inside a
         # memory sector more slowly, and row classes read past B's end.
@@ -156,13 +179,25 @@ def choices(problem: Problem) -> Iterator[Choice]:
     for pack_a, pack_b in packings:
         kind = operand_kind(problem, pack_a, pack_b)
         for tile in TILES[arch.name, kind]:
-            if shared_memory(tile, kind, problem) > arch.shared_memory:
-                continue
             if tile.kernel == "gemm_hopper" and not hopper_can_run(problem, pack_a, pack_b):
                 continue
             for split in SPLITS:
-                if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
-                    yield Choice(pack_a, pack_b, tile, split)
+                choice = Choice(pack_a, pack_b, tile, split)
+                if shared_memory(problem, choice) > arch.shared_memory:
+                    continue
+                deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
+                if deep_enough and epilogue_fits(problem, choice):
+                    yield choice
+
+
+def epilogue_fits(problem: Problem, choice: Choice) -> bool:
+    """Whether the epilogue's registers fit beside the accumulator; Hopper's widest are tight.
+
+    A residual of unaligned rows takes addresses of its own, as C does.
+    """
+    in_place = problem.epilogue.residual and choice.split == 1
+    widest = problem.arch.wgmma and choice.tile.block_n > 128
+    return not (in_place and widest) or stores_are_aligned(problem, choice)
 
 
 def hopper_can_run(problem: Problem, pack_a: bool, pack_b: bool) -> bool:
@@ -204,18 +239,50 @@ def stores_are_aligned(problem: Problem, choice: Choice) -> bool:
     return problem.N * itemsize % COPY_BYTES == 0 or row_classes(problem, choice) > 1
 
 
-def shared_memory(tile: Tile, kind: str, problem: Problem) -> int:
-    """Bytes of shared memory a block of the tile's kernel uses."""
-    if tile.kernel == "gemv":
-        return 4096  # an upper bound: the rearranged vector, the sums of the warps
-    if tile.kernel == "gemm_hopper":
-        return hopper_shared_memory(tile)
-    return gemm_shared_memory(tile, kind, problem.arch)
+def shared_memory(problem: Problem, choice: Choice) -> int:
+    """Bytes of shared memory a block of the choice's kernel uses.
+
+    Exact for the plans of the benchmark's suite on plain Triton kernels, otherwise an upper bound
+    (tests/test_codegen.py holds both against the compiler, Triton 3.6 and 3.7 alike).
+    """
+    if choice.tile.kernel == "gemv":
+        return gemv_shared_memory(problem, choice.tile)
+    if choice.tile.kernel == "gemm_hopper":
+        return hopper_shared_memory(problem, choice)
+    return gemm_shared_memory(problem, choice)
 
 
-def hopper_shared_memory(tile: Tile) -> int:
+def gemv_shared_memory(problem: Problem, tile: Tile) -> int:
+    """The vector, spread as the matrix needs it, and each warp's sums of the rows it has seen.
+
+    Both depend on how threads are laid out, which follows from what they can load at once.
+    """
+    matrix = gemv_matrix(problem)
+    vector = problem.a if matrix is problem.b else problem.b
+    sums = tile.block_n * tile.num_warps * 4
+    if matrix.k_major:
+        spread = tile.block_k * ITEMSIZE[problem.dtype]
+        return max(spread, sums) if loads_are_wide(vector, vector.k_stride) else sums
+    # A thread that loads one element has its column to itself: no sums to exchange.
+    return sums if loads_are_wide(matrix, matrix.row_stride, matrix.k_stride) else 0
+
+
+def loads_are_wide(operand: Operand, neighbours: int, pitch: int = 0) -> bool:
+    """Whether Triton loads several neighbours at once. Of integers it knows if 16 divides them.
+
+    Args:
+        neighbours: their stride.
+        pitch: the other stride, if there is one.
+    """
+    known = pitch % 16 == 0 and operand.batch_stride % 16 == 0
+    return neighbours == 1 and known and operand.pointer_alignment == COPY_BYTES
+
+
+def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     """An upper bound for gemm_hopper_kernel; tests hold it against the compiler's figure."""
-    ring = tile.num_stages * (tile.block_m + tile.block_n) * tile.block_k * 2
+    tile = choice.tile
+    itemsize = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
+    ring = tile.num_stages * (tile.block_m + tile.block_n) * tile.block_k * itemsize
     exponents = 2 * tile.block_n * 4
     barriers = 2 * 8 * tile.num_stages
     rearranged_slices = 2 * 64 * 64 * 4
@@ -223,25 +290,75 @@ def hopper_shared_memory(tile: Tile) -> int:
     return ring + exponents + barriers + rearranged_slices + captured_arguments
 
 
-def gemm_shared_memory(tile: Tile, kind: str, arch: Arch) -> int:
-    """Bytes of shared memory gemm_kernel takes: its ring of A and B tiles, later the C tile.
+def gemm_shared_memory(problem: Problem, choice: Choice) -> int:
+    """Bytes of shared memory gemm_kernel takes: its rings of A and B tiles, later the C tile."""
+    tile = choice.tile
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    itemsize = OPERAND_BYTES[kind]
+    a_tile = tile.block_m * tile.block_k * itemsize
+    b_tile = tile.block_n * tile.block_k * itemsize
+    c_tile = c_tile_bytes(problem, choice)
+    if kind == "misaligned 16-bit":
+        return max(misaligned_ring(problem, choice, a_tile, b_tile), c_tile)
+    # fp32 is rounded in registers on the way, after which wgmma wants its B tile back.
+    wgmma = uses_wgmma(problem, tile)
+    buffers = ring_buffers(tile, wgmma and kind != "fp32")
+    ring = (a_tile + b_tile) * buffers + (b_tile if wgmma and kind == "fp32" else 0)
+    if kind == "16-bit" and not wgmma and not a_is_k_major(problem, choice):
+        # Triton transposes this A in registers: it has one buffer, however many stages there are.
+        ring -= a_tile * (buffers - 1)
+    return max(ring, c_tile)
+
+
+def uses_wgmma(problem: Problem, tile: Tile) -> bool:
+    """Whether Triton multiplies a plain tile by wgmma, which wants 64 rows."""
+    return problem.arch.wgmma and tile.block_m >= 64
+
+
+def ring_buffers(tile: Tile, wgmma: bool) -> int:
+    """How many tiles of an operand shared memory holds that cp.async copies there.
 
     mma.sync reads its operands into registers, so the tile in use is free again at once and
     num_stages - 1 buffers serve num_stages tiles; wgmma reads shared memory and keeps the last one.
-    fp32 is rounded in registers on the way, after which wgmma wants its B tile back in shared
-    memory. Misaligned 16-bit operands come through registers: one buffer. C is rearranged for
-    coalesced stores. An upper bound: some layouts need less (tests hold it against the compiler's).
     """
-    itemsize = 4 if kind == "fp32" else 2
-    a_tile = tile.block_m * tile.block_k * itemsize
-    b_tile = tile.block_n * tile.block_k * itemsize
-    wgmma = arch.wgmma and tile.block_m >= 64
-    c_tile = tile.block_m * tile.block_n * 2
-    if kind == "misaligned 16-bit":
-        ring = a_tile + b_tile
-        c_tile *= 2
-    elif wgmma and kind == "16-bit":
-        ring = (a_tile + b_tile) * tile.num_stages
+    return max(1, tile.num_stages - (0 if wgmma else 1))
+
+
+def a_is_k_major(problem: Problem, choice: Choice) -> bool:
+    return choice.pack_a or problem.a.k_major
+
+
+def misaligned_ring(problem: Problem, choice: Choice, a_tile: int, b_tile: int) -> int:
+    """What 16-bit operands take of which one or both come through registers, by one buffer."""
+    b_aligned = choice.pack_b or is_aligned(problem.b, problem.dtype)
+    a_aligned = choice.pack_a or is_aligned(problem.a, problem.dtype)
+    if not a_is_k_major(problem, choice) and not b_aligned:
+        ring = max(a_tile, b_tile)  # one after the other
     else:
-        ring = (a_tile + b_tile) * (tile.num_stages - 1) + (b_tile if wgmma else 0)
-    return max(ring, c_tile)
+        ring = a_tile + b_tile
+    if a_aligned != b_aligned:
+        wgmma = uses_wgmma(problem, choice.tile)
+        aligned_tile = a_tile if a_aligned else b_tile
+        ring += aligned_tile * (ring_buffers(choice.tile, wgmma) - 1)
+        # Triton may arrange the warps of the K tail's product differently and move the sums.
+        ring = max(ring, a_tile + choice.tile.block_m * choice.tile.block_n * 4)
+    return ring
+
+
+def c_tile_bytes(problem: Problem, choice: Choice) -> int:
+    """Shared memory through which C's tile is rearranged for coalesced stores, part by part.
+
+    How many parts Triton 3.6 and 3.7 make of it was read off kernels whose rings are smaller.
+    """
+    tile = choice.tile
+    itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
+    registers = tile.block_m * tile.block_n // (32 * tile.num_warps)
+    aligned = problem.N % 16 == 0
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    if kind == "hi and lo" or (kind == "16-bit" and uses_wgmma(problem, tile)):
+        parts = 1
+    elif itemsize == 4:
+        parts = (2 if registers >= 64 else 1) * (2 if aligned and registers >= 16 else 1)
+    else:
+        parts = 2 if aligned and tile.block_n >= 32 * tile.num_warps else 1
+    return tile.block_m * tile.block_n * itemsize // parts

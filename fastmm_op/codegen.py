@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fastmm_op.arch import Arch
+from fastmm_op.arch import Arch, occupancy
 from fastmm_op.launch import KERNELS, gemm_hopper
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, Problem
@@ -29,7 +29,8 @@ class Resources:
         spills: load and store instructions to local memory in the machine code.
         shared_memory: bytes a block.
         opcodes: machine instructions, name (with modifiers) -> count.
-        main_loop: those of the loop that is densest in matrix instructions; empty if none has any.
+        main_loop: those of the loop that is densest in matrix instructions or, if none has any, of
+            the longest loop; empty in a kernel without loops.
     """
 
     registers: int
@@ -104,10 +105,12 @@ def resources(kernel: CompiledKernel) -> Resources:
     opcodes = Counter(program)
     spills = sum(n for name, n in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
-    bodies = [Counter(program[first:last]) for first, last in loops]
+    # The padding after a program's end is a jump to itself.
+    bodies = [Counter(program[first:last]) for first, last in loops if last - first > 2]
     # The densest: of nested loops the inner one.
-    main = max(bodies, key=lambda body: count(body, MMA) / body.total(), default=Counter())
-    main = main if count(main, MMA) else Counter()
+    main = max(
+        bodies, key=lambda body: (count(body, MMA) / body.total(), body.total()), default=Counter()
+    )
     return Resources(registers, spills, kernel.metadata.shared, dict(opcodes), dict(main))
 
 
@@ -148,10 +151,10 @@ def run_tool(name: str, *args: str) -> str:
 
 def blocks_per_sm(step: Launch, found: Resources, arch: Arch) -> int:
     """Blocks of a kernel that fit an SM at once, by registers, shared memory and threads."""
-    # The hardware hands out registers by 256 a warp, and keeps 1 KiB of shared memory a block.
-    registers_a_warp = -(-found.registers * 32 // 256) * 256
-    return min(
-        65536 // (registers_a_warp * step.num_warps),
-        arch.shared_memory_per_sm // (found.shared_memory + 1024),
-        arch.threads_per_sm // (32 * step.num_warps),
+    return occupancy(
+        found.registers,
+        step.num_warps,
+        found.shared_memory,
+        arch.shared_memory_per_sm,
+        arch.threads_per_sm,
     )

@@ -4,6 +4,8 @@ Each is checked by ``tests/test_compat.py`` against the versions we support (tor
 newer torch that lacks one makes ``takes_short_path`` answer no: calls go through the dispatcher.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -41,14 +43,34 @@ def inside_forward_ad() -> bool:
     return forward_ad._current_level >= 0
 
 
+try:
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+except ImportError:
+
+    def is_traceable_wrapper_subclass(x: Tensor) -> bool:
+        """Whether x is a tensor made of others, with rules of its own, such as a DTensor."""
+        return hasattr(x, "__tensor_flatten__")
+
+
+def constant_while_compiling(function: Callable) -> Callable:
+    """Have Dynamo call the function while it traces, and take the answer for a constant.
+
+    As ``torch.compiler.assume_constant_result``, which would import Dynamo here and now. For what
+    Dynamo's guard on PyTorch's global settings watches, so that a new setting compiles anew.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def takes_short_path(a: Tensor, b: Tensor) -> bool:
+def takes_short_path(a: Tensor, b: Tensor, *others: Tensor | None) -> bool:
     """Whether calling the CUDA implementation directly is the same as going through the dispatcher.
 
     True only if nothing is listening: no autograd, autocast, tracing, functorch transform, dispatch
-    or function mode, profiler, tensor subclass, or lazily negated view.
+    or function mode, profiler, tensor subclass, or lazily negated view. ``others`` are further
+    operands, None for those not given.
     """
     return (
         HAVE_SHORT_PATH
@@ -70,4 +92,17 @@ def takes_short_path(a: Tensor, b: Tensor) -> bool:
         and not b.is_neg()
         and not a._is_zerotensor()
         and not b._is_zerotensor()
+        and all(x is None or _is_ordinary(x) for x in others)
+    )
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    """What ``takes_short_path`` asks of one operand."""
+    return (
+        type(x) in _PLAIN
+        and x.is_cuda
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and not x._is_zerotensor()
     )

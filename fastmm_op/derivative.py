@@ -1,4 +1,4 @@
-"""The derivative of a product: products with transposed views, for operands of any rank."""
+"""The derivatives of products: products with transposed views, for operands of any rank."""
 
 from collections.abc import Callable
 
@@ -43,3 +43,33 @@ def gradients(
             rows, grad = rows.flatten(0, -2), grad.flatten(0, -2)
         grad_b = product(rows.mT, grad).sum_to_size(matrix).reshape(shape_b)
     return grad_a, grad_b
+
+
+def linear_gradients(
+    product: Callable[[Tensor, Tensor], Tensor],
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and weight, given that of ``x @ weight.mT``.
+
+    Args:
+        product: as in ``gradients``.
+        grad: (..., N).
+        x: (..., K); None if weight's gradient is not asked for.
+        weight: (N, K); None if x's gradient is not asked for.
+
+    Returns:
+        Tensors of the shapes of x and weight, both row-major; None for what is not asked for.
+    """
+    grad_x = grad_weight = None
+    if weight is not None:
+        grad_x = product(grad, weight)
+    if x is not None:
+        grad_weight = product(as_rows(grad).mT, as_rows(x))
+    return grad_x, grad_weight
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., n) as a matrix of n columns."""
+    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)

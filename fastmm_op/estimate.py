@@ -28,6 +28,8 @@ EXPOSED_STORES = 0.5
 IMPERFECT_OVERLAP = 0.1
 # What remains of TMA's rate on rows that start inside a memory sector.
 SPLIT_SECTORS_RATE = 0.9
+# Rows of each operand that kernels/balance.py looks at.
+BALANCE_SAMPLES = 32
 # Programs an SM that keep enough loads in flight to reach the memory's bandwidth.
 GEMM_PROGRAMS = 1.25
 GEMV_PROGRAMS = 5
@@ -43,6 +45,7 @@ def estimate(problem: Problem, choice: Choice) -> float:
     if choice.tile.kernel == "gemv":
         seconds += gemv_seconds(problem, choice)
     else:
+        seconds += balance_seconds(problem) if is_scaled(problem, choice) else 0.0
         seconds += pack_seconds(problem, "a") if choice.pack_a else 0.0
         seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
         seconds += gemm_seconds(problem, choice)
@@ -51,11 +54,22 @@ def estimate(problem: Problem, choice: Choice) -> float:
     return seconds
 
 
+def is_scaled(problem: Problem, choice: Choice) -> bool:
+    return problem.dtype == "fp32" and choice.pack_a and choice.pack_b
+
+
+def balance_seconds(problem: Problem) -> float:
+    """A launch; the samples are read in one step, or at a copy's bandwidth if K is long."""
+    sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype]
+    return problem.arch.launch_seconds + sampled / problem.arch.bandwidth
+
+
 def pack_seconds(problem: Problem, buffer: str) -> float:
-    """Bandwidth: each element is read once or twice and written once."""
+    """Bandwidth: each element is read once or twice and written once, part by part."""
     rows = problem.M if buffer == "a" else problem.N
     passes = packing_passes(problem, buffer)
-    moved = problem.batch * rows * problem.K * (passes * ITEMSIZE[problem.dtype] + 2)
+    read, written = passes * ITEMSIZE[problem.dtype], 2 * problem.parts
+    moved = problem.batch * rows * problem.K * (read + written)
     bandwidth = PACK_BANDWIDTH * problem.arch.bandwidth
     return moved / bandwidth + passes * problem.arch.launch_seconds
 
@@ -82,7 +96,7 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
 def rate(problem: Problem, choice: Choice) -> float:
     """FLOP a second of a good main loop for the choice's operands."""
     arch = problem.arch
-    best = arch.fp16_flops
+    best = arch.fp16_flops / (3 if is_scaled(problem, choice) and problem.parts == 2 else 1)
     if problem.dtype == "fp32" and not choice.pack_a:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
     for operand, packed in operands(problem, choice):
@@ -100,7 +114,7 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
     ):
-        size = 2 if packed else ITEMSIZE[problem.dtype]
+        size = 2 * problem.parts if packed else ITEMSIZE[problem.dtype]
         penalty = 1.0
         if read_misaligned(problem, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
@@ -120,17 +134,27 @@ def read_misaligned(problem: Problem, operand: Operand, packed: bool) -> bool:
 
 
 def store_seconds(problem: Problem, choice: Choice) -> float:
-    """C, or the partial sums of split-K, written once."""
+    """C, or the partial sums of split-K, written once; C's residual is read with it."""
     size = ITEMSIZE[problem.dtype] if choice.split == 1 else 4 * choice.split
     aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
     moved = problem.batch * problem.M * problem.N * size
-    return moved * (1.0 if aligned else MISALIGNED_STORE) / problem.arch.bandwidth
+    seconds = moved * (1.0 if aligned else MISALIGNED_STORE) / problem.arch.bandwidth
+    return seconds + (residual_seconds(problem) if choice.split == 1 else 0.0)
 
 
 def reduce_seconds(problem: Problem, choice: Choice) -> float:
-    """The partial sums of split-K read, C written."""
+    """The partial sums of split-K and the residual read, C written."""
     size = 4 * choice.split + ITEMSIZE[problem.dtype]
-    return problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
+    seconds = problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
+    return seconds + residual_seconds(problem)
+
+
+def residual_seconds(problem: Problem) -> float:
+    """What the epilogue reads: an element for each of C. A bias stays in the cache."""
+    if not problem.epilogue.residual:
+        return 0.0
+    elements = problem.batch * problem.M * problem.N
+    return elements * ITEMSIZE[problem.dtype] / problem.arch.bandwidth
 
 
 def gemv_seconds(problem: Problem, choice: Choice) -> float:

@@ -1,7 +1,9 @@
 """Runs a Plan: workspace, kernels, device guard, and the memory of what was planned and compiled.
 
-A call is remembered under its shapes, strides, alignment, dtype, precision and device; the next one
-like it allocates its output and workspace and starts the compiled kernels with new addresses.
+The first call of a kind is planned: as the user's cache of measured choices has it, else by the
+planner. It is remembered under its shapes, strides, alignment, dtype, precision and device; the
+next one like it allocates its output and workspace and starts the compiled kernels with new
+addresses.
 Nothing here synchronises with the host.
 """
 
@@ -13,16 +15,18 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from fastmm_op import aten, contract
-from fastmm_op.arch import ARCHES, Arch, arch_for
+from fastmm_op import aten, cache, contract
+from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.compat import current_raw_stream
-from fastmm_op.kernels import gemm, gemv, pack
+from fastmm_op.kernels import balance, gemm, gemv, pack
 from fastmm_op.kernels.common import INTERPRETED
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
-from fastmm_op.plan import make_plan
-from fastmm_op.problem import COPY_BYTES, Operand, Problem
+from fastmm_op.plan import make_plan, write_plan
+from fastmm_op.planned import planned_arch
+from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
 
 KERNELS = {
+    "balance": balance.balance_kernel,
     "pack_rows": pack.pack_rows_kernel,
     "row_max": pack.row_max_kernel,
     "pack_tiles": pack.pack_tiles_kernel,
@@ -41,6 +45,7 @@ TORCH_DTYPES = {name: dtype for dtype, name in contract.DTYPES.items()} | {"int3
 # Interpreted kernels run on CPU tensors, by the plan of this card.
 INTERPRETED_ARCH = ARCHES["sm_89"]
 MAX_REMEMBERED_CALLS = 4096
+NO_EPILOGUE = Epilogue()
 
 
 @lru_cache
@@ -49,8 +54,20 @@ def device_arch(index: int) -> Arch | None:
     if INTERPRETED:
         return INTERPRETED_ARCH
     sms = torch.cuda.get_device_properties(index).multi_processor_count
-    arch = arch_for(torch.cuda.get_device_capability(index), sms)
+    arch = planned_arch(torch.cuda.get_device_capability(index), sms)
     return arch and replace(arch, tma=arch.tma and "gemm_hopper" in KERNELS)
+
+
+@lru_cache
+def card_name(index: int) -> str:
+    """The name under which choices measured on CUDA device ``index`` are kept."""
+    return "interpreter" if INTERPRETED else torch.cuda.get_device_name(index)
+
+
+def plan_for(problem: Problem, index: int) -> Plan:
+    """How CUDA device ``index`` computes a problem: as tuned there, else by ``make_plan``."""
+    entry = cache.lookup(problem, card_name(index))
+    return write_plan(problem, entry.choice) if entry else make_plan(problem)
 
 
 def pointer_alignment(x: Tensor) -> int:
@@ -59,7 +76,9 @@ def pointer_alignment(x: Tensor) -> int:
     return address & -address if address else COPY_BYTES
 
 
-def describe(a: Tensor, b: Tensor, precision: str, arch: Arch) -> Problem:
+def describe(
+    a: Tensor, b: Tensor, precision: str, arch: Arch, epilogue: Epilogue = NO_EPILOGUE
+) -> Problem:
     """The Problem of a folded product, a (batch, M, K) and b (batch, K, N)."""
     # The stride of a dimension of size one is never used, and torch lets it be anything.
     strides_a = [0 if size == 1 else s for size, s in zip(a.shape, a.stride(), strict=True)]
@@ -75,21 +94,31 @@ def describe(a: Tensor, b: Tensor, precision: str, arch: Arch) -> Problem:
         Operand(strides_a[0], strides_a[1], strides_a[2], pointer_alignment(a)),
         Operand(strides_b[0], strides_b[2], strides_b[1], pointer_alignment(b)),
         arch,
+        epilogue,
     )
 
 
-def run_plan(plan: Plan, a: Tensor, b: Tensor, out: Tensor) -> list["CompiledLaunch | None"]:
+def run_plan(
+    plan: Plan,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> list["CompiledLaunch | None"]:
     """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
 
     Args:
         a, b: the folded operands that the plan was made for.
         out: contiguous, of a's dtype, batch * M * N elements; written.
+        bias, residual: what the problem's epilogue has of them: (N,), and as out; contiguous and
+            16-byte aligned.
 
     Returns:
         What starts the same kernels again faster (Nones when interpreted).
     """
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=a.device)
-    buffers = {"a": a, "b": b, "c": out}
+    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual}
 
     def resolve(arg):
         if isinstance(arg, Descriptor):
@@ -153,32 +182,51 @@ class CompiledLaunch:
 
 
 class Call:
-    """Everything about one kind of call that the next one like it need not work out again."""
+    """Everything about one kind of call that the next one like it need not work out again.
 
-    def __init__(self, a: Tensor, b: Tensor, precision: str, arch: Arch) -> None:
+    Args:
+        plan: how to compute it; None for what ``plan_for`` says on the first run.
+    """
+
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        precision: str,
+        arch: Arch,
+        epilogue: Epilogue = NO_EPILOGUE,
+        plan: Plan | None = None,
+    ) -> None:
         self.out_shape = contract.result_shape(a, b)
         self.dtype = a.dtype
         self.device = a.device
         self.precision = precision
         self.arch = arch
+        self.epilogue = epilogue
         self.is_matrix_product = a.dim() == 2 and b.dim() == 2
-        self.plan: Plan | None = None
+        self.plan = plan
         self.kernels: list[CompiledLaunch] | None = None
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+    def __call__(
+        self, a: Tensor, b: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
         if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return self.run(a, b)
+            return self.run(a, b, bias, residual)
         with torch.cuda.device(self.device):
-            return self.run(a, b)
+            return self.run(a, b, bias, residual)
 
-    def run(self, a: Tensor, b: Tensor) -> Tensor:
+    def run(self, a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if not self.is_matrix_product:
             a, b = contract.fold(a, b)
         out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
         if self.kernels is None:
-            self.first_run(a, b, out)
+            self.first_run(a, b, out, bias, residual)
             return out
         addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
+        if bias is not None:
+            addresses["bias"] = bias.data_ptr()
+        if residual is not None:
+            addresses["residual"] = residual.data_ptr()
         if self.plan.workspace_bytes:
             workspace = torch.empty(
                 self.plan.workspace_bytes, dtype=torch.uint8, device=self.device
@@ -189,19 +237,28 @@ class Call:
             kernel(addresses, stream)
         return out
 
-    def first_run(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+    def first_run(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> None:
         if self.is_matrix_product:
             a, b = a.unsqueeze(0), b.unsqueeze(0)
-        self.plan = make_plan(describe(a, b, self.precision, self.arch))
+        if self.plan is None:
+            problem = describe(a, b, self.precision, self.arch, self.epilogue)
+            self.plan = plan_for(problem, a.get_device())
         if self.plan.strategy == "zero":
             out.zero_()
             return
-        started = run_plan(self.plan, a, b, out)
+        started = run_plan(self.plan, a, b, out, bias, residual)
         if None not in started:
             self.kernels = started
 
 
-_calls: dict[tuple, Call] = {}
+_calls: dict[tuple, Callable] = {}
 
 
 def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
@@ -216,18 +273,75 @@ def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     )  # fmt: skip
     call = _calls.get(key)
     if call is None:
-        call = remember(key, a, b, precision)
+        contract.check_inputs(a, b, precision)
+        arch = arch_of(a)
+        if arch is None:
+            call = partial(aten.matmul, precision=precision)
+        else:
+            call = Call(a, b, precision, arch)
+        remember(key, call)
     return call(a, b)
 
 
-def remember(key: tuple, a: Tensor, b: Tensor, precision: str) -> Callable:
-    contract.check_inputs(a, b, precision)
-    arch = device_arch(a.get_device()) if a.is_cuda else INTERPRETED_ARCH
-    if a.dtype is torch.float64 or arch is None:
-        call = partial(aten.matmul, precision=precision)
-    else:
-        call = Call(a, b, precision, arch)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    precision: str,
+) -> Tensor:
+    """The Triton implementation of ``fastmm::linear``, as ``matmul`` is that of its op."""
+    key = (
+        x.shape, x.stride(), x.dtype, x.get_device(), x.data_ptr() % COPY_BYTES,
+        weight.shape, weight.stride(), weight.dtype, weight.get_device(),
+        weight.data_ptr() % COPY_BYTES,
+        bias is None or (bias.shape, bias.dtype, bias.get_device()),
+        residual is None or (residual.shape, residual.dtype, residual.get_device()),
+        activation, precision,
+    )  # fmt: skip
+    call = _calls.get(key)
+    if call is None:
+        contract.check_linear(x, weight, bias, residual, activation, precision)
+        call = linear_call(x, weight, bias, residual, activation, precision)
+        remember(key, call)
+    return call(x, weight.mT, dense(bias), dense(residual))
+
+
+def linear_call(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    precision: str,
+) -> Callable:
+    """What computes such a linear of x, weight.mT, bias and residual."""
+    arch = arch_of(x)
+    # Without a K the kernels have no product to finish.
+    if arch is None or x.shape[-1] == 0:
+        return lambda x, b, bias, residual: aten.linear(
+            x, b.mT, bias, residual, activation, precision
+        )
+    epilogue = Epilogue(bias is not None, activation, residual is not None)
+    return Call(x, weight.mT, precision, arch, epilogue)
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """x as the kernels read a bias or residual: contiguous and aligned; a copy if it is not."""
+    if x is None or (x.is_contiguous() and x.data_ptr() % COPY_BYTES == 0):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def arch_of(x: Tensor) -> Arch | None:
+    """The planner's entry for the card that x is on; None if ATen is to compute with it."""
+    if x.dtype is torch.float64:
+        return None
+    return device_arch(x.get_device()) if x.is_cuda else INTERPRETED_ARCH
+
+
+def remember(key: tuple, call: Callable) -> None:
     if len(_calls) >= MAX_REMEMBERED_CALLS:
         _calls.clear()
     _calls[key] = call
-    return call

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fastmm_op.choices import Choice
 from fastmm_op.problem import ITEMSIZE, round_up
 
 
@@ -10,14 +11,16 @@ class Pointer:
     """A kernel argument: an address inside one of the buffers of a call.
 
     Attributes:
-        buffer: ``"a"``, ``"b"``, ``"c"`` or ``"workspace"``.
+        buffer: ``"a"``, ``"b"``, ``"c"``, ``"bias"``, ``"residual"`` or ``"workspace"``.
         dtype: of the elements there.
         offset: bytes from the start of the buffer.
+        elements: how many a piece of the workspace has; None elsewhere.
     """
 
     buffer: str
     dtype: str
     offset: int = 0
+    elements: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,14 @@ class Plan:
         launches: kernels in order.
         workspace_bytes: scratch memory a call takes from PyTorch's caching allocator.
         seconds: the model's estimate, the figure by which this plan was chosen.
-        why: one sentence a decision.
+        choice: what the launches were written from; None for ``"zero"``.
     """
 
     strategy: str
     launches: tuple[Launch, ...]
     workspace_bytes: int
     seconds: float
-    why: tuple[str, ...]
+    choice: Choice | None
 
 
 class Workspace:
@@ -87,6 +90,6 @@ class Workspace:
         self.size = 0
 
     def take(self, elements: int, dtype: str) -> Pointer:
-        pointer = Pointer("workspace", dtype, self.size)
+        pointer = Pointer("workspace", dtype, self.size, elements)
         self.size += round_up(elements * ITEMSIZE[dtype], 256)
         return pointer

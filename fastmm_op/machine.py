@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from fastmm_op.arch import arch_for
+from fastmm_op.planned import planned_arch
 
 
 def versions() -> dict[str, str | None]:
@@ -50,7 +50,7 @@ def gpus() -> list[dict[str, object]]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = torch.cuda.get_device_capability(index)
-        arch = arch_for(capability, properties.multi_processor_count)
+        arch = planned_arch(capability, properties.multi_processor_count)
         found.append(
             {
                 "device": f"cuda:{index}",

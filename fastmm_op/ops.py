@@ -46,9 +46,13 @@ def _reject(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
 
 _lib.impl("matmul", _triton_impl if HAVE_TRITON else _aten_impl, "CUDA")
 _lib.impl("matmul", _triton_impl if INTERPRETED else _aten_impl, "CPU")
-for _kind in ("Sparse", "SparseCsr", "Quantized", "NestedTensor"):
-    for _device in ("CPU", "CUDA"):
-        _lib.impl("matmul", _reject, _kind + _device)
+REJECTED = [
+    kind + device
+    for kind in ("Sparse", "SparseCsr", "Quantized", "NestedTensor")
+    for device in ("CPU", "CUDA")
+]
+for _key in REJECTED:
+    _lib.impl("matmul", _reject, _key)
 
 
 @torch.library.register_fake("fastmm::matmul", lib=_lib)
@@ -108,11 +112,15 @@ def _vmap(info, in_dims, a: Tensor, b: Tensor, *, precision: str = "tf32"):
 # Autocast: to the dtype that is active, as torch.matmul; float64 stays.
 
 
+def autocast_operand(x: Tensor, device_type: str) -> Tensor:
+    """x in the dtype that is active on this kind of device, if autocast is to change it."""
+    eligible = x.is_floating_point() and x.dtype is not torch.float64
+    eligible = eligible and x.device.type == device_type
+    return x.to(torch.get_autocast_dtype(device_type)) if eligible else x
+
+
 def _autocast(device_type: str):
-    def cast(x: Tensor) -> Tensor:
-        eligible = x.is_floating_point() and x.dtype is not torch.float64
-        eligible = eligible and x.device.type == device_type
-        return x.to(torch.get_autocast_dtype(device_type)) if eligible else x
+    cast = partial(autocast_operand, device_type=device_type)
 
     def impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
         with torch.autocast(device_type, enabled=False):

@@ -1,4 +1,4 @@
-"""The launches that rewrite one operand as aligned, K-major, 16-bit rows (kernels/pack.py)."""
+"""The launches that rewrite operands as aligned, K-major, 16-bit rows (kernels/pack.py)."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,16 @@ MAX_COLUMN_IN_REGISTERS = 1024
 # ones make power-of-two strides fall on few memory channels (N=4096 on the H200: 69 us, these 32;
 # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
 ROW_MAX_CHUNKS = 32
+# Of K, a program that balances the operands looks at so much.
+BALANCE_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class GemmOperand:
-    """What the GEMM reads for one operand: pointer, row exponents (or None) and strides."""
+    """What the GEMM reads for one operand: pointer, row exponents (or None) and strides.
+
+    ``lo_offset``: elements from a packed row's hi to its lo; 0 if it has none.
+    """
 
     pointer: Pointer
     row_exp: Pointer | None
@@ -27,10 +32,41 @@ class GemmOperand:
     row_stride: int
     k_stride: int
     row_exp_stride: int = 0
+    lo_offset: int = 0
 
     @property
     def k_major(self) -> bool:
         return runs_along_k(self.row_stride, self.k_stride)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Exponents that move powers of two between A's columns and B's rows (kernels/balance.py)."""
+
+    a: Pointer
+    b: Pointer
+    batch_stride: int
+
+
+def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, Launch]:
+    """The launch that balances K, and where it leaves its exponents.
+
+    Batch items that share an operand, which is packed once, share the exponents too.
+    """
+    a, b = problem.a, problem.b
+    shared = 0 in (a.batch_stride, b.batch_stride)
+    groups = 1 if shared else problem.batch
+    k_exp = [workspace.take(groups * problem.K, "int32") for _ in range(2)]
+    launch = Launch(
+        "balance",
+        groups * cdiv(problem.K, BALANCE_BLOCK),
+        (Pointer("a", problem.dtype), Pointer("b", problem.dtype), *k_exp)
+        + (problem.M, problem.N, problem.K, problem.batch // groups)
+        + (a.batch_stride, a.row_stride, a.k_stride)
+        + (b.batch_stride, b.row_stride, b.k_stride),
+        {"BLOCK_K": BALANCE_BLOCK},
+    )
+    return Balance(*k_exp, batch_stride=0 if shared else problem.K), launch
 
 
 def packing_passes(problem: Problem, buffer: str) -> int:
@@ -48,12 +84,19 @@ def widest_block(rows: int, sms: int) -> int:
 
 
 def pack_operand(
-    problem: Problem, buffer: str, slack_rows: int, wrap: int, alignment: int, workspace: Workspace
+    problem: Problem,
+    buffer: str,
+    balance: Balance | None,
+    slack_rows: int,
+    wrap: int,
+    alignment: int,
+    workspace: Workspace,
 ) -> tuple[GemmOperand, list[Launch]]:
     """The launches that pack one operand into the workspace, and where they leave it.
 
     Args:
         buffer: ``"a"`` or ``"b"``.
+        balance: for fp32, which is scaled; None for 16-bit operands, which are copied.
         slack_rows: rows past the end that the GEMM may read (and never uses).
         wrap: rows past the end that repeat the first ones; for a single batch item only.
         alignment: the packed pitch is a multiple of this many elements.
@@ -61,11 +104,17 @@ def pack_operand(
     operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
     batch = 1 if operand.batch_stride == 0 else problem.batch
     pitch = round_up(problem.K, alignment)
-    scaled = problem.dtype == "fp32"
+    parts = problem.parts
+    scaled = balance is not None
     packed = workspace.take(
-        (batch * rows + wrap + slack_rows) * pitch, "fp16" if scaled else problem.dtype
+        (batch * rows + wrap + slack_rows) * parts * pitch, "fp16" if scaled else problem.dtype
     )
-    row_exp = workspace.take(batch * rows, "int32") if scaled else None
+    row_exp = k_exp = None
+    k_exp_stride = 0
+    if scaled:
+        row_exp = workspace.take(batch * rows, "int32")
+        k_exp = balance.a if buffer == "a" else balance.b
+        k_exp_stride = balance.batch_stride
     source = Pointer(buffer, problem.dtype)
     strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
     sizes = (rows, problem.K, wrap)
@@ -79,8 +128,13 @@ def pack_operand(
             Launch(
                 "pack_rows",
                 batch * cdiv(rows + wrap, block_r),
-                (source, packed, row_exp, *sizes, *strides, pitch),
-                {"BLOCK_R": block_r, "BLOCK_K": block_k, "K_MAJOR": operand.k_major},
+                (source, packed, row_exp, k_exp, *sizes, *strides, pitch, k_exp_stride),
+                {
+                    "PARTS": parts,
+                    "BLOCK_R": block_r,
+                    "BLOCK_K": block_k,
+                    "K_MAJOR": operand.k_major,
+                },
                 num_warps=8 if block_k * block_r > 4096 else 4,
             )
         )
@@ -90,17 +144,17 @@ def pack_operand(
         max_pitch = round_up(batch * rows, PACK_ALIGNMENT)
         if scaled:
             chunks = ROW_MAX_CHUNKS
-            maxima = workspace.take(chunks * max_pitch, "fp32")
+            maxima = workspace.take(chunks * max_pitch, "int32")
             if operand.k_major:
                 block_r, block_k = 8, 512
             else:
                 block_r = widest_block(batch * rows * chunks, problem.arch.sms)
-                block_k = 4096 // block_r
+                block_k = 2048 // block_r
             launches.append(
                 Launch(
                     "row_max",
                     batch * cdiv(rows, block_r) * chunks,
-                    (source, maxima, rows, problem.K, max_pitch, *strides),
+                    (source, maxima, k_exp, rows, problem.K, max_pitch, *strides, k_exp_stride),
                     {"CHUNKS": chunks, "BLOCK_R": block_r, "BLOCK_K": block_k},
                 )
             )
@@ -109,17 +163,25 @@ def pack_operand(
             Launch(
                 "pack_tiles",
                 batch * cdiv(rows + wrap, block_r) * cdiv(pitch, block_k),
-                (source, packed, maxima, row_exp, *sizes, max_pitch, *strides, pitch),
-                {"SCALED": scaled, "CHUNKS": chunks, "BLOCK_R": block_r, "BLOCK_K": block_k},
+                (source, packed, maxima, row_exp, k_exp, *sizes, max_pitch, *strides)
+                + (pitch, k_exp_stride),
+                {
+                    "SCALED": scaled,
+                    "PARTS": parts,
+                    "CHUNKS": chunks,
+                    "BLOCK_R": block_r,
+                    "BLOCK_K": block_k,
+                },
             )
         )
     shared = operand.batch_stride == 0
     packed_operand = GemmOperand(
         packed,
         row_exp,
-        batch_stride=0 if shared else rows * pitch,
-        row_stride=pitch,
+        batch_stride=0 if shared else rows * parts * pitch,
+        row_stride=parts * pitch,
         k_stride=1,
         row_exp_stride=0 if shared else rows,
+        lo_offset=pitch if parts == 2 else 0,
     )
     return packed_operand, launches

@@ -11,14 +11,26 @@ from fastmm_op.choices import (
     Choice,
     Tile,
     choices,
-    operand_kind,
     row_classes,
     shared_memory,
     stores_are_aligned,
 )
+from fastmm_op.epilogue import (
+    describe_epilogue,
+    epilogue_pointers,
+    hopper_slice_columns,
+    product_epilogue,
+    slice_columns,
+)
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer, Workspace
-from fastmm_op.packing import PACK_ALIGNMENT, GemmOperand, pack_operand
+from fastmm_op.packing import (
+    PACK_ALIGNMENT,
+    Balance,
+    GemmOperand,
+    balance_operands,
+    pack_operand,
+)
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,
@@ -38,7 +50,7 @@ GROUP_M = {"gemm": 8, "gemm_hopper": 4}
 def make_plan(problem: Problem) -> Plan:
     """The plan with the smallest estimate. Pure: the same problem always gives the same plan."""
     if 0 in (problem.batch, problem.M, problem.N, problem.K):
-        return Plan("zero", (), 0, 0.0, ("a size is zero: the result is zeros or empty",))
+        return Plan("zero", (), 0, 0.0, None)
     best = min(choices(problem), key=lambda choice: estimate(problem, choice))
     return write_plan(problem, best)
 
@@ -46,9 +58,14 @@ def make_plan(problem: Problem) -> Plan:
 def write_plan(problem: Problem, choice: Choice) -> Plan:
     """A choice as launches: packing, the GEMM, and the sum over splits where there are any."""
     workspace = Workspace()
-    a, pack_a = gemm_operand(problem, choice, "a", workspace)
-    b, pack_b = gemm_operand(problem, choice, "b", workspace)
-    launches = pack_a + pack_b
+    launches = []
+    balance = None
+    if problem.dtype == "fp32" and choice.pack_a and choice.pack_b:
+        balance, launch = balance_operands(problem, workspace)
+        launches.append(launch)
+    a, pack_a = gemm_operand(problem, choice, "a", balance, workspace)
+    b, pack_b = gemm_operand(problem, choice, "b", balance, workspace)
+    launches += pack_a + pack_b
     c = Pointer("c", problem.dtype)
     target = c
     if choice.split > 1:
@@ -68,12 +85,12 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
         tuple(launches),
         workspace.size,
         estimate(problem, choice),
-        reasons(problem, choice),
+        choice,
     )
 
 
 def gemm_operand(
-    problem: Problem, choice: Choice, buffer: str, workspace: Workspace
+    problem: Problem, choice: Choice, buffer: str, balance: Balance | None, workspace: Workspace
 ) -> tuple[GemmOperand, list[Launch]]:
     """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it."""
     tile = choice.tile
@@ -89,7 +106,7 @@ def gemm_operand(
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
-    return pack_operand(problem, buffer, slack, wrap, alignment, workspace)
+    return pack_operand(problem, buffer, balance, slack, wrap, alignment, workspace)
 
 
 def gemm_launch(
@@ -100,17 +117,18 @@ def gemm_launch(
     both_packed = choice.pack_a and choice.pack_b
     k = round_up(problem.K, tile.block_k) if both_packed else problem.K
     scaled = a.row_exp is not None
-    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
     exact = problem.dtype == "fp32" and not problem.tf32
     tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
+    epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemm",
         problem.batch * choice.split * tiles,
         (a.pointer, b.pointer, target, a.row_exp, b.row_exp)
+        + epilogue_pointers(problem, epilogue)
         + (problem.M, problem.N, k, problem.batch, choice.split)
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride)
-        + (a.row_exp_stride, b.row_exp_stride),
+        + (a.row_exp_stride, b.row_exp_stride, a.lo_offset),
         {
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
@@ -119,6 +137,7 @@ def gemm_launch(
             "EVEN_K": k % tile.block_k == 0,
             "CLAMP": not both_packed,
             "SCALED": scaled,
+            "PARTS": 2 if a.lo_offset else 1,
             "PARTIAL": choice.split > 1,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
@@ -127,10 +146,12 @@ def gemm_launch(
             "ROUND": problem.tf32 and not scaled,
             "DOT": "ieee" if exact else "tf32",
             "WIDE": is_wide(problem, tile, a, b),
+            "ACTIVATION": epilogue.activation,
+            "SLICE_N": slice_columns(problem, epilogue, tile),
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        shared_memory=shared_memory(tile, kind, problem),
+        shared_memory=shared_memory(problem, choice),
     )
 
 
@@ -142,35 +163,43 @@ def gemm_hopper_launch(
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
     classes = row_classes(problem, choice)
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
-    a_desc = operand_descriptor(a, batch, M, K, 64, tile.block_k)
-    b_desc = operand_descriptor(b, batch, N + wrap, K, tile.block_n, tile.block_k)
+    # What lies between hi and lo, and after lo, is zero.
+    k = a.lo_offset + K
+    a_desc = operand_descriptor(a, batch, M, k, 64, tile.block_k)
+    b_desc = operand_descriptor(b, batch, N + wrap, k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
         a_class_desc = Descriptor(
             a.pointer,
-            (M // classes, classes, K),
+            (M // classes, classes, k),
             (classes * a.row_stride, a.row_stride, 1),
             (64, 1, tile.block_k),
         )
     work = cdiv(M, tile.block_m) * cdiv(N, tile.block_n) * batch * choice.split
+    epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
         (a_desc, a_class_desc, b_desc, target, a.row_exp, b.row_exp)
+        + epilogue_pointers(problem, epilogue)
         + (M, N, K, batch, choice.split, M * N, N)
-        + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride),
+        + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
+        + (a.lo_offset,),
         {
             "BLOCK_N": tile.block_n,
             "GROUP_M": GROUP_M[tile.kernel],
             "STAGES": tile.num_stages,
+            "PARTS": 2 if a.lo_offset else 1,
             "CLASSES": classes,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
             "SCALED": a.row_exp is not None and choice.split == 1,
             "ALIGNED": stores_are_aligned(problem, choice),
+            "ACTIVATION": epilogue.activation,
+            "SLICE_N": hopper_slice_columns(epilogue),
         },
         num_warps=tile.num_warps,
-        shared_memory=shared_memory(tile, "16-bit", problem),
+        shared_memory=shared_memory(problem, choice),
     )
 
 
@@ -180,16 +209,25 @@ def gemv_launch(
     """kernels/gemv.py: a product one row or one column wide."""
     tile, batch, split = choice.tile, problem.batch, choice.split
     matrix, vector, rows = (b, a, problem.N) if problem.M == 1 else (a, b, problem.M)
+    stride_bias = 1 if problem.M == 1 else 0
+    epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemv",
         batch * split * cdiv(rows, tile.block_n),
         (matrix.pointer, vector.pointer, target)
+        + epilogue_pointers(problem, epilogue)
         + (rows, problem.K, batch, split)
         + (matrix.batch_stride, matrix.row_stride, matrix.k_stride)
-        + (vector.batch_stride, vector.k_stride),
-        {"BLOCK_R": tile.block_n, "BLOCK_K": tile.block_k, "K_MAJOR": matrix.k_major},
+        + (vector.batch_stride, vector.k_stride)
+        + (stride_bias,),
+        {
+            "BLOCK_R": tile.block_n,
+            "BLOCK_K": tile.block_k,
+            "K_MAJOR": matrix.k_major,
+            "ACTIVATION": epilogue.activation,
+        },
         num_warps=tile.num_warps,
-        shared_memory=shared_memory(tile, "16-bit", problem),
+        shared_memory=shared_memory(problem, choice),
     )
 
 
@@ -218,9 +256,11 @@ def reduce_launch(
 ) -> Launch:
     """The sum of split-K's partial products, in a fixed order."""
     scaled = a.row_exp is not None
-    # Without exponents of its own a row is nothing special: all of C is one long row.
+    epilogue = problem.epilogue
+    # Without exponents or bias a row is nothing special: all of C is one long row.
+    by_rows = scaled or epilogue.bias
     rows, columns = (problem.batch * problem.M, problem.N)
-    if not scaled:
+    if not by_rows:
         rows, columns = 1, rows * columns
     block_s = min(16, next_power_of_two(choice.split))
     block_n = max(32, min(256, next_power_of_two(columns)))
@@ -228,10 +268,16 @@ def reduce_launch(
         "reduce",
         rows * cdiv(columns, block_n),
         (partial, c, a.row_exp, b.row_exp)
-        + ((problem.M, problem.N, problem.batch) if scaled else (1, columns, 1))
+        + epilogue_pointers(problem, epilogue)
+        + ((problem.M, problem.N, problem.batch) if by_rows else (1, columns, 1))
         + (choice.split,)
         + (a.row_exp_stride, b.row_exp_stride),
-        {"SCALED": scaled, "BLOCK_S": block_s, "BLOCK_N": block_n},
+        {
+            "SCALED": scaled,
+            "BLOCK_S": block_s,
+            "BLOCK_N": block_n,
+            "ACTIVATION": epilogue.activation,
+        },
     )
 
 
@@ -256,8 +302,13 @@ def is_wide(problem: Problem, tile: Tile, a: GemmOperand, b: GemmOperand) -> boo
     return largest >= 2**31
 
 
-def reasons(problem: Problem, choice: Choice) -> tuple[str, ...]:
-    """One sentence a decision, for people."""
+def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
+    """Why the problem's plan is what it is (``Plan.choice``): one sentence a decision, for people.
+
+    Not part of the plan: it estimates every choice again, and calls need no sentences.
+    """
+    if choice is None:
+        return ("a size is zero: the result is zeros or empty",)
     said = []
     for name, packed in (("a", choice.pack_a), ("b", choice.pack_b)):
         aligned = "16-byte aligned" if is_aligned_in(problem, name) else "misaligned"
@@ -280,6 +331,7 @@ def reasons(problem: Problem, choice: Choice) -> tuple[str, ...]:
         said.append(f"rows of c are stored in {classes} classes of equal alignment")
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")
+    said += describe_epilogue(problem, choice)
     best: dict[str, float] = {}
     for other in choices(problem):
         name = {(0, 0): "nothing", (1, 0): "a", (0, 1): "b", (1, 1): "a and b"}[

@@ -6,11 +6,14 @@ from fastmm_op.arch import Arch
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2, "int32": 4}
 PRECISIONS = ("tf32", "fp32", "ieee")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 # cp.async and TMA move 16 bytes at a time.
 COPY_BYTES = 16
 # The unit in which a GPU's memory is read.
 SECTOR_BYTES = 32
+# Sums of fewer products than this hardly round in fp32, and would show that hi and lo hold 22 bits.
+MIN_K_OF_PARTS = 16
 
 
 def cdiv(a: int, b: int) -> int:
@@ -54,6 +57,21 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Epilogue:
+    """What becomes of a product before it is stored: activation(product + bias) + residual.
+
+    Attributes:
+        bias: whether there is one: (N,), contiguous, 16-byte aligned, of the product's dtype.
+        activation: one of ACTIVATIONS.
+        residual: whether there is one: of the result's shape and dtype, contiguous and aligned.
+    """
+
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = False
+
+
+@dataclass(frozen=True)
 class Problem:
     """One product c[batch, M, N] = a[batch, M, K] @ b[batch, N, K]^T and where it runs.
 
@@ -63,6 +81,7 @@ class Problem:
         precision: ``"tf32"``, ``"fp32"`` or ``"ieee"``; it concerns fp32 inputs only.
         a, b: the operands' layouts.
         arch: the card.
+        epilogue: what is done to the product.
     """
 
     batch: int
@@ -74,6 +93,7 @@ class Problem:
     a: Operand
     b: Operand
     arch: Arch
+    epilogue: Epilogue = Epilogue()
 
     @property
     def flops(self) -> int:
@@ -90,9 +110,53 @@ class Problem:
         return self.dtype == "fp32" and self.precision == "tf32" and rounded
 
     @property
+    def parts(self) -> int:
+        """fp16 matrices that packing makes of an operand; 0 where it would cost accuracy.
+
+        fp32 operands: one where they may be rounded, else two ("hi" and "lo"), if many products are
+        summed; none for ``"ieee"``. 16-bit operands: one, a copy.
+        """
+        if self.dtype != "fp32" or self.tf32:
+            return 1
+        summed = not self.one_wide and self.K >= MIN_K_OF_PARTS
+        return 2 if self.precision == "fp32" and summed else 0
+
+    @property
     def one_wide(self) -> bool:
         """A matrix times a vector, from either side."""
         return 1 in (self.M, self.N)
+
+
+def problem_of(
+    M: int, K: int, N: int, *, batch: int, dtype: str, layout: str, precision: str, arch: Arch
+) -> Problem:
+    """The Problem of freshly allocated operands.
+
+    Args:
+        M, K, N: A is (M, K) and B is (K, N), ``batch`` of each.
+        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        layout: a letter for A and one for B; N is row-major, T a transposed view.
+        precision: as ``fastmm_op.matmul``.
+        arch: the card.
+    """
+
+    def stride(size: int, elements: int) -> int:
+        # As launch.describe: the stride of a dimension of size one is never used.
+        return 0 if size == 1 else elements
+
+    a_strides = (K, 1) if layout[0] == "N" else (1, M)
+    b_strides = (1, N) if layout[1] == "N" else (K, 1)
+    return Problem(
+        batch=batch,
+        M=M,
+        N=N,
+        K=K,
+        dtype=dtype,
+        precision=precision,
+        a=Operand(stride(batch, M * K), stride(M, a_strides[0]), stride(K, a_strides[1])),
+        b=Operand(stride(batch, K * N), stride(N, b_strides[0]), stride(K, b_strides[1])),
+        arch=arch,
+    )
 
 
 def starts_in_sectors(operand: Operand, dtype: str) -> bool:

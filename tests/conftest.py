@@ -4,13 +4,20 @@ Triton decides at import whether kernels are interpreted on CPU tensors or compi
 does one of the two; ``make test`` starts both. A plain ``pytest`` interprets where there is no GPU.
 """
 
+import importlib.metadata
 import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# What is tested is what ships, not what this user has tuned.
+os.environ["FASTMM_NO_CACHE"] = "1"
 
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = HAVE_TRITON and os.environ["TRITON_INTERPRET"] == "1"
@@ -52,6 +59,33 @@ def _fresh_dynamo():
     """Compiled code and recompile counts of one test are no concern of the next."""
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def entry_point_folder(tmp_path_factory: pytest.TempPathFactory) -> str | None:
+    """A folder that makes setup.py's entry points known when it is on the path; None: they are."""
+    found = importlib.metadata.entry_points(group="torch_dynamo_backends")
+    if any(entry.value.startswith("fastmm_op.") for entry in found):
+        return None
+    folder = str(tmp_path_factory.mktemp("entry_points"))
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def entry_points(entry_point_folder: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.compile(backend="fastmm")`` works here and in subprocesses, installed or not."""
+    folders = [str(ROOT), os.environ.get("PYTHONPATH")]
+    if entry_point_folder:
+        monkeypatch.syspath_prepend(entry_point_folder)
+        folders.insert(0, entry_point_folder)
+        from torch._dynamo.backends import registry
+
+        # Dynamo looks once; it may have, in an earlier test.
+        registry._lazy_import.cache_clear()
+        registry._discover_entrypoint_backends.cache_clear()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
 
 
 class GuardedTorch:

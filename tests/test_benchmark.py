@@ -8,16 +8,10 @@ import torch
 
 pytest.importorskip("rich", reason="the benchmark's progress needs rich")
 
-from benchmarks import (
-    bench_matmul,
-    contenders,
-    environment,
-    report,
-    runner,
-    summary,
-)
-from benchmarks.cases import SUITE, Case, load_cases
+from benchmarks import bench_matmul, report
 from fastmm_op import ops, timing
+from fastmm_op.bench import contenders, environment, runner, session, summary
+from fastmm_op.bench.cases import SUITE, Case, load_cases
 from fastmm_op.timing import Timing
 
 CPU = torch.device("cpu")
@@ -149,7 +143,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
     assert row["us"] is None
     assert row["wrong"] is True
     assert "exceeds" in row["failed"]
-    assert bench_matmul.exit_code({"rows": [row]}) == 1
+    assert session.exit_code({"rows": [row]}) == 1
     assert "FAILED" in summary.line(row)
     assert len(summary.line(row)) <= 118
 
@@ -163,17 +157,17 @@ def test_a_peers_trouble_stays_its_own(monkeypatch):
     (row,) = make_runner().run(case, {"torch", "inductor"})
     assert row["us"] == 10.0
     assert row["peers"]["inductor"]["failed"] == "RuntimeError: no choices exist"
-    assert bench_matmul.exit_code({"rows": [row]}) == 0
+    assert session.exit_code({"rows": [row]}) == 0
     monkeypatch.setattr(contenders, "inductor", lambda: lambda a, b: a @ b + 1)
     (row,) = make_runner().run(case, {"torch", "inductor"})
     assert row["peers"]["inductor"]["us"] is None
-    assert bench_matmul.exit_code({"rows": [row]}) == 1
+    assert session.exit_code({"rows": [row]}) == 1
     assert summary.failures([row])[0].startswith("squares/8x8x8-NN-fp16: inductor: error")
 
 
 @pytest.mark.skipif(not ops.INTERPRETED, reason="its kernel runs interpreted here")
 def test_the_seed_style_kernel_is_right():
-    from benchmarks.seed_style import seed_style_matmul
+    from fastmm_op.bench.seed_style import seed_style_matmul
 
     a, b = torch.randn(130, 70), torch.randn(129, 70).mT
     torch.testing.assert_close(seed_style_matmul(a, b), a @ b, atol=1e-4, rtol=1e-4)

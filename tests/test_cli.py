@@ -303,7 +303,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_readme_code_runs(code):
+def test_readme_code_runs(code, entry_points):
     torch._dynamo.reset()
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
@@ -315,5 +315,9 @@ def test_readme_commands_run():
     ours = [c for c in commands if c.startswith("python ") and not c.endswith("demo")]
     assert ours
     for command in ours:
-        done = python(*shlex.split(command)[1:], **COMPILED)
-        assert done.returncode == 0, done.stdout + done.stderr
+        printed = command.partition(" > ")[0]
+        done = python(*shlex.split(printed)[1:], **COMPILED)
+        if " tune " in command and not torch.cuda.is_available():
+            assert "nothing to measure on" in done.stdout
+        else:
+            assert done.returncode == 0, done.stdout + done.stderr

@@ -4,19 +4,19 @@ No spills, the tensor core's instructions, 16-byte copies. Register and instruct
 with Triton; these must not.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from benchmarks.cases import load_cases
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import choices
+from fastmm_op.bench.cases import load_cases
+from fastmm_op.choices import choices, operand_kind
 from fastmm_op.cli import codegen as command
-from fastmm_op.cli.explain import problem_of
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Launch
 from fastmm_op.plan import make_plan, write_plan
-from fastmm_op.problem import Operand, Problem
+from fastmm_op.problem import ACTIVATIONS, Epilogue, Operand, Problem, problem_of
 
 pytestmark = pytest.mark.compiled
 
@@ -105,6 +105,20 @@ def test_direct_aligned(dtype, precision, arch) -> None:
     assert all(name.endswith(".128") for name in copies(found)), copies(found)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("layout", ["NN", "NT"])
+def test_strides_of_16_bytes_only(layout, dtype) -> None:
+    """Aligned, but by less than the 16 elements that Triton's launcher looks for."""
+    size = 1024 + (4 if dtype == "fp32" else 8)
+    k, n = (1024, size) if layout == "NN" else (size, 1024)
+    p = problem_of(
+        512, k, n, batch=1, dtype=dtype, layout=layout, precision="tf32", arch=ARCHES["sm_89"]
+    )
+    found, _ = compiled(p, best(p, pack=False)["gemm"])
+    assert set(command.copies_by_width(found.main_loop)) == {16}
+    assert command.count_scalar_loads(found.main_loop) == 0
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 def test_direct_misaligned_with_a_k_tail(arch) -> None:
     p = problem(arch, 100, 333, 77)
@@ -124,14 +138,15 @@ def test_other_kernels(arch, kernel) -> None:
 
 def suite_launches(arch: str) -> dict[str, tuple[Problem, Launch]]:
     """Every different kernel that the planner launches for the benchmark suite."""
+    from fastmm_op.codegen import is_divisible
+
     found = {}
     for case in load_cases():
-        precision = case.precision if case.dtype == "fp32" else "tf32"
-        how = {"batch": case.batch, "dtype": case.dtype, "layout": case.layout}
-        p = problem_of(case.M, case.K, case.N, **how, precision=precision, arch=ARCHES[arch])
+        p = case.problem(ARCHES[arch])
         for step in make_plan(p).launches:
             types = "fp16" if case.dtype == "bf16" else case.dtype
-            key = (step.kernel, types, sorted(step.constexprs.items()), step.num_warps)
+            specialised = [is_divisible(p, arg) for arg in step.args]
+            key = (step.kernel, types, specialised, sorted(step.constexprs.items()), step.num_warps)
             found.setdefault(str(key), (p, step))
     return found
 
@@ -139,17 +154,83 @@ def suite_launches(arch: str) -> dict[str, tuple[Problem, Launch]]:
 def test_the_suite_on_the_4090() -> None:
     """The gate for the card that nobody here has: what it would run is right by the compiler.
 
-    ``compiled`` itself demands no spills, the card's 101376 bytes and the plan's own sum.
+    ``compiled`` itself demands no spills and the card's 101376 bytes.
     """
     launches = suite_launches("sm_89")
     assert {step.kernel for _, step in launches.values()} >= {"gemm", "gemv", "pack_rows"}
     for p, step in launches.values():
         found, _ = compiled(p, step)
+        if step.kernel in ("gemm", "gemv"):
+            assert found.shared_memory == step.shared_memory, f"the plan's own sum: {step}"
         if step.kernel == "gemm":
             assert (found.count("HMMA") > 0) == (step.constexprs["DOT"] == "tf32")
             if step.constexprs["EVEN_K"] and not step.constexprs["CLAMP"]:  # packed
                 assert set(command.copies_by_width(found.main_loop)) == {16}
                 assert command.count_scalar_loads(found.main_loop) == 0
+
+
+def test_shared_memory_of_plain_kernels_on_hopper() -> None:
+    """What the suite runs there beside the Hopper kernel: the plan's sums are exact too."""
+    launches = [(p, s) for p, s in suite_launches("sm_90").values() if s.kernel in ("gemm", "gemv")]
+    assert launches
+    for p, step in launches:
+        assert compiled(p, step)[0].shared_memory == step.shared_memory, step
+
+
+@pytest.mark.parametrize("n", [1024, 1031], ids=["aligned rows of C", "odd rows of C"])
+@pytest.mark.parametrize(("dtype", "split"), [("fp32", 1), ("fp16", 1), ("fp16", 2)])
+def test_shared_memory_of_every_16_bit_tile(dtype, split, n) -> None:
+    """C's tile outgrows the rings of some tiles, depending on its type and its rows' alignment."""
+    from fastmm_op.codegen import compile_launch
+
+    p = problem("sm_89", 1021, 1024, n, dtype=dtype)
+    steps = [
+        step
+        for choice in choices(p)
+        if operand_kind(p, choice.pack_a, choice.pack_b) == "16-bit" and choice.split == split
+        for step in write_plan(p, choice).launches
+        if step.kernel == "gemm"
+    ]
+    assert len(steps) >= 5
+    for step in steps:
+        assert compile_launch(p, step).metadata.shared == step.shared_memory, step
+
+
+LINEARS = {
+    "wide": (4096, 768, 3072),
+    "odd": (1021, 1031, 1033),
+    "odd rows, long K": (129, 8193, 131),
+    "vocabulary": (8192, 768, 50257),
+    "one row": (1, 4096, 11008),
+}
+
+
+def linear_launches(p: Problem, epilogue: Epilogue) -> list[Launch]:
+    """What the planner launches for the problem as a linear, but for packing."""
+    steps = make_plan(replace(p, epilogue=epilogue)).launches
+    return [step for step in steps if "ACTIVATION" in step.constexprs]
+
+
+@pytest.mark.parametrize("name", LINEARS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
+def test_linears_have_room_for_their_epilogue(arch, dtype, name) -> None:
+    """No spills: ``compiled`` itself demands it."""
+    how = {"batch": 1, "dtype": dtype, "layout": "NT", "precision": "tf32", "arch": ARCHES[arch]}
+    p = problem_of(*LINEARS[name], **how)
+    for step in linear_launches(p, Epilogue(True, "gelu", True)):
+        found, _ = compiled(p, step)
+        if step.kernel in ("gemm", "gemm_hopper"):
+            assert found.count("HMMA") + found.count("HGMMA") > 0
+
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "gelu"])
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
+def test_every_activation_has_room(arch, activation) -> None:
+    how = {"batch": 1, "dtype": "fp32", "layout": "NT", "precision": "tf32", "arch": ARCHES[arch]}
+    p = problem_of(*LINEARS["wide"], **how)
+    for step in linear_launches(p, Epilogue(True, activation, residual=activation != "relu")):
+        compiled(p, step)
 
 
 def test_the_main_loop_is_found() -> None:

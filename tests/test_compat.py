@@ -1,12 +1,18 @@
-"""The private PyTorch functions in fastmm_op/compat.py still exist and still mean what we think."""
+"""The private PyTorch functions in our two compat.py still exist and still mean what we think."""
 
 import pytest
 import torch
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._inductor import config as inductor_config
+from torch._inductor import custom_graph_pass
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmm_op import compat
 from fastmm_op.compat import takes_short_path
+from fastmm_op.compile import compat as compiler
+from fastmm_op.compile.graph_pass import HOOKS
 
 
 class OnCuda(torch.nn.Parameter):
@@ -134,3 +140,127 @@ def test_zero_tensor(x) -> None:
     zero = torch._efficientzerotensor((2, 2), device=x.device)
     assert zero._is_zerotensor()
     assert not takes_short_path(x, zero)
+
+
+# torch's compiler (fastmm_op/compile/compat.py).
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "flag", "now"),
+    [
+        ("shape_padding", False, "pads", False),
+        ("deterministic", True, "pads", False),
+        ("max_autotune", True, "tunes", True),
+        ("max_autotune_gemm", True, "tunes", True),
+        ("triton.cudagraphs", True, "graphs", True),
+    ],
+)
+def test_inductor_flags(option, value, flag, now) -> None:
+    defaults = {"pads": True, "tunes": False, "graphs": False}
+    assert vars(compiler.flags()) == defaults
+    with inductor_config.patch({option: value}):
+        assert vars(compiler.flags()) == defaults | {flag: now}
+
+
+def test_forced_padding_measures_nothing() -> None:
+    with inductor_config.patch(deterministic=True, force_shape_pad=True):
+        assert compiler.flags().pads
+
+
+def test_hooks_take_lists_from_torch_2_13() -> None:
+    assert hasattr(custom_graph_pass, "get_custom_graph_passes") == compiler.HOOKS_TAKE_LISTS
+
+
+def test_hooks_and_modes_are_known() -> None:
+    names = compiler.option_names()
+    assert set(HOOKS) | {"max_autotune", "triton.cudagraphs"} <= names
+    modes = compiler.list_mode_options()
+    assert {"default", "reduce-overhead", "max-autotune"} <= set(modes)
+    assert all(set(mode) <= names for mode in modes.values())
+
+
+def test_hints_add_no_guards() -> None:
+    graph = make_fx(torch.nonzero, tracing_mode="symbolic")(torch.empty(5, 7))
+    x, found = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta][:2]
+    assert isinstance(x.shape[0], torch.SymInt)
+    assert [compiler.hint(size) for size in (*x.shape, x.shape[0] * 3, 11)] == [5, 7, 15, 11]
+    assert compiler.hint(found.shape[0]) is None
+    assert not graph.shape_env.guards
+
+
+def test_backward_graphs_can_be_compiled_at_once() -> None:
+    compiled = []
+
+    def capture(graph, inputs):
+        compiled.append(graph)
+        return make_boxed_func(graph.forward)
+
+    def backend(graph, inputs):
+        return aot_module_simplified(graph, inputs, capture, bw_compiler=capture)
+
+    with compiler.backward_at_once():
+        torch.compile(torch.sin, backend=backend)(torch.ones(3, requires_grad=True))
+    assert len(compiled) == 2
+
+
+def test_wrapper_subclasses_are_told_from_tensors() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    plain = torch.ones(2)
+    assert compat.is_traceable_wrapper_subclass(TwoTensor(plain, plain.clone()))
+    assert not compat.is_traceable_wrapper_subclass(torch.nn.Parameter(plain))
+
+
+def test_an_assumed_constant_follows_torchs_global_settings() -> None:
+    """Dynamo must not look inside, and must ask again after a setting that it watches."""
+    asked = []
+
+    @compat.constant_while_compiling
+    def setting() -> bool:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return asked[-1]
+
+    compiled = torch.compile(lambda x: x + setting(), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)).item() == 0
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert compiled(torch.zeros(1)).item() == 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert asked == [False, True]
+
+
+@pytest.fixture
+def cpu_setting():
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    yield matmul
+    matmul.fp32_precision = before
+
+
+def test_atens_float32_is_exact_where_it_must_be(cpu_setting) -> None:
+    """However the user let PyTorch compute products in less, through whichever of its ways."""
+    from fastmm_op import aten
+
+    a, b = torch.randn(33, 65), torch.randn(65, 17)
+    want = (a.double() @ b.double()).float()
+    for allowed in ("bf16", "tf32"):
+        cpu_setting.fp32_precision = allowed
+        assert aten.needs_float64(a, "fp32")
+        assert not aten.needs_float64(a, "tf32")
+        assert torch.equal(aten.matmul(a, b, "ieee"), want)
+        assert torch.equal(aten.linear(a, b.mT, None, None, "none", "ieee"), want)
+    cpu_setting.fp32_precision = "ieee"
+    assert not aten.needs_float64(a, "fp32")
+
+
+@pytest.mark.parametrize("others", [(None,), (None, None)])
+def test_optional_operands(others, x) -> None:
+    assert takes_short_path(x, x, *others)
+    assert takes_short_path(x, x, x, *others)
+    assert not takes_short_path(x, x, *others, torch.ones(2))
+    wanted = x.detach().clone()
+    wanted = wanted if wanted.is_cuda else OnCuda(wanted)
+    wanted.requires_grad_()
+    assert not takes_short_path(x, x, *others, wanted)
+    assert not takes_short_path(x, x, torch._neg_view(x), *others)

@@ -9,6 +9,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.testing import FileCheck
 
 import fastmm_op
+from graphs import graph_lines
 
 op = torch.ops.fastmm.matmul.default
 CALL = "torch.ops.fastmm.matmul.default("
@@ -104,19 +105,6 @@ def test_backward(dynamic, device) -> None:
     assert torch.equal(got[0], a.grad)
     assert torch.equal(got[1], b.grad)
     assert counter.frame_count == 1
-
-
-def graph_lines(graph: torch.fx.GraphModule) -> str:
-    """The calls of a graph, one a line."""
-    return "\n".join(
-        f"{node.name} = {node.target}({', '.join(map(str, node.args))}{kwargs(node)})"
-        for node in graph.graph.nodes
-        if node.op == "call_function"
-    )
-
-
-def kwargs(node: torch.fx.Node) -> str:
-    return "".join(f", {name}={value!r}" for name, value in node.kwargs.items())
 
 
 def test_graphs() -> None:

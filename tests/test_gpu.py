@@ -35,8 +35,9 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("n", [264, 265], ids=["aligned", "row classes"])
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("case", [*specials(5, 5, 5), *FAMILIES])
-def test_hopper_kernel(case, n) -> None:
+def test_hopper_kernel(case, precision, n) -> None:
     from fastmm_op import launch
 
     arch = launch.device_arch(torch.cuda.current_device())
@@ -45,7 +46,7 @@ def test_hopper_kernel(case, n) -> None:
     sizes = (1100, 200, n)
     special = specials(*sizes).get(case)
     a, b = (x.cuda()[None] for x in special or FAMILIES[case](*sizes))
-    problem = launch.describe(a, b, "tf32", arch)
+    problem = launch.describe(a, b, precision, arch)
     hopper = [c for c in choices(problem) if c.tile.kernel == "gemm_hopper" and c.split <= 2]
     assert hopper
     for choice in hopper:
@@ -54,7 +55,7 @@ def test_hopper_kernel(case, n) -> None:
         if special:
             assert_same_specials(out, exact(a, b).float(), what=str(choice))
         else:
-            assert_accurate(out, a, b, "tf32", what=str(choice))
+            assert_accurate(out, a, b, precision, what=str(choice))
 
 
 # What torch itself loses.

@@ -272,7 +272,7 @@ def test_import_touches_neither_triton_nor_the_gpu() -> None:
         "import sys, types, torch",
         # torch's own FLOP counter imports Triton; that much is not ours to change.
         "counter = types.ModuleType('torch.utils.flop_counter')",
-        "counter.register_flop_formula = lambda op: lambda formula: formula",
+        "counter.register_flop_formula = lambda op, get_raw=False: lambda formula: formula",
         "sys.modules['torch.utils.flop_counter'] = counter",
         "def touched(*args, **kwargs): raise AssertionError('CUDA was touched')",
         "torch._C._cuda_init = torch._C._cuda_getDeviceCount = touched",

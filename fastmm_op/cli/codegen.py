@@ -7,9 +7,8 @@ from argparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from fastmm_op.cli.explain import chosen_problem
+from fastmm_op.cli.explain import chosen_plan, chosen_problem
 from fastmm_op.launches import Launch
-from fastmm_op.plan import make_plan
 from fastmm_op.problem import Problem
 
 
@@ -92,8 +91,9 @@ def main(options: Namespace) -> int:
     """Compile and print for parsed command line options; 1 if this process interprets kernels."""
     console = Console()
     problem = chosen_problem(options)
+    plan, _ = chosen_plan(options, problem)
     try:
-        reports = [report(problem, step) for step in make_plan(problem).launches]
+        reports = [report(problem, step) for step in plan.launches]
     except RuntimeError as error:
         console.print(f"codegen: {error}", highlight=False, markup=False)
         return 1

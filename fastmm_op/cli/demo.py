@@ -152,9 +152,9 @@ def outcome(verdict: Verdict) -> str:
 
 def run_interpreted(console: Console) -> bool:
     """The Triton kernels in this process's interpreter (TRITON_INTERPRET=1), on CPU tensors."""
-    from fastmm_op.cli.explain import problem_of
     from fastmm_op.launch import INTERPRETED_ARCH
     from fastmm_op.plan import make_plan
+    from fastmm_op.problem import problem_of
 
     passed = True
     for shape, name in INTERPRETED_CASES:

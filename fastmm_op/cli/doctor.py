@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastmm_op import compat, machine, matmul, ops
+from fastmm_op import cache, compat, machine, matmul, ops
+from fastmm_op.arch import Arch
 from fastmm_op.oracle import Oracle
 
 # Odd on every side, and quick to compile and to interpret.
@@ -52,6 +53,17 @@ def cache_folder() -> dict[str, object]:
     return {"path": str(folder), "writable": os.access(existing, os.W_OK)}
 
 
+def cards() -> dict[str, Arch]:
+    """The cards on which this process runs kernels, each with the entry by which it plans."""
+    if not ops.HAVE_TRITON:
+        return {}
+    from fastmm_op import launch
+
+    indices = [-1] if ops.INTERPRETED else range(torch.cuda.device_count())
+    found = {launch.card_name(index): launch.device_arch(index) for index in indices}
+    return {name: arch for name, arch in found.items() if arch is not None}
+
+
 def examine() -> dict[str, object]:
     """Everything ``doctor`` says, ready for JSON."""
     devices: list[dict[str, object]] = machine.gpus()
@@ -65,8 +77,25 @@ def examine() -> dict[str, object]:
         "devices": devices,
         "short_eager_path": short_path,
         "kernel_cache": cache_folder(),
+        "tuned": cache.survey(cards()),
         "usable": all(entry["self_test"]["failure"] is None for entry in devices),
     }
+
+
+def tuned_text(tuned: dict[str, object]) -> str:
+    """The cache of tuned choices in one line."""
+    if tuned["path"] is None:
+        return "tuned choices: no folder for them: install platformdirs, or set FASTMM_CACHE_DIR"
+    parts = [f"{tuned['valid']} of this machine"]
+    if tuned["broken"]:
+        parts.append(f"{tuned['broken']} BROKEN")
+    if tuned["other"]:
+        parts.append(f"{tuned['other']} of other cards or versions")
+    if not tuned["writable"]:
+        parts.append("NOT writable: set FASTMM_CACHE_DIR")
+    if not tuned["enabled"]:
+        parts.append("not used: FASTMM_NO_CACHE is set")
+    return f"tuned choices: {tuned['path']} ({', '.join(parts)})"
 
 
 def print_report(report: dict, console: Console) -> None:
@@ -87,12 +116,13 @@ def print_report(report: dict, console: Console) -> None:
     console.print(table)
     if len(report["devices"]) == 1:
         console.print("no CUDA device: everything runs on the CPU", highlight=False)
-    cache = report["kernel_cache"]
-    writable = "writable" if cache["writable"] else "NOT writable: set TRITON_CACHE_DIR"
+    kernels = report["kernel_cache"]
+    writable = "writable" if kernels["writable"] else "NOT writable: set TRITON_CACHE_DIR"
     lines = (
         f"short eager path: {'available' if report['short_eager_path'] else 'not available'}"
         " (calls on CUDA tensors that skip the dispatcher)",
-        f"kernel cache: {cache['path']} ({writable})",
+        f"kernel cache: {kernels['path']} ({writable})",
+        tuned_text(report["tuned"]),
         "usable" if report["usable"] else "NOT usable: see the self-test",
     )
     for line in lines:

@@ -7,42 +7,11 @@ from dataclasses import asdict, replace
 from rich.console import Console
 from rich.table import Table
 
+from fastmm_op import cache
 from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
-from fastmm_op.plan import make_plan
-from fastmm_op.problem import Operand, Problem
-
-
-def problem_of(
-    M: int, K: int, N: int, *, batch: int, dtype: str, layout: str, precision: str, arch: Arch
-) -> Problem:
-    """The Problem of freshly allocated operands.
-
-    Args:
-        M, K, N: A is (M, K) and B is (K, N), ``batch`` of each.
-        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        layout: a letter for A and one for B; N is row-major, T a transposed view.
-        precision: as ``fastmm_op.matmul``.
-        arch: the card.
-    """
-
-    def stride(size: int, elements: int) -> int:
-        # As launch.describe: the stride of a dimension of size one is never used.
-        return 0 if size == 1 else elements
-
-    a_strides = (K, 1) if layout[0] == "N" else (1, M)
-    b_strides = (1, N) if layout[1] == "N" else (K, 1)
-    return Problem(
-        batch=batch,
-        M=M,
-        N=N,
-        K=K,
-        dtype=dtype,
-        precision=precision,
-        a=Operand(stride(batch, M * K), stride(M, a_strides[0]), stride(K, a_strides[1])),
-        b=Operand(stride(batch, K * N), stride(N, b_strides[0]), stride(K, b_strides[1])),
-        arch=arch,
-    )
+from fastmm_op.plan import make_plan, reasons, write_plan
+from fastmm_op.problem import Epilogue, Problem, problem_of
 
 
 def default_arch() -> Arch:
@@ -56,6 +25,19 @@ def default_arch() -> Arch:
 
         return device_arch(torch.cuda.current_device()) or ARCHES["sm_89"]
     return ARCHES["sm_89"]
+
+
+def this_card() -> str | None:
+    """The name of the card that calls of this process run on; None where no kernels run."""
+    import torch
+
+    from fastmm_op import ops
+
+    if not ops.HAVE_TRITON or not (ops.INTERPRETED or torch.cuda.is_available()):
+        return None
+    from fastmm_op.launch import card_name
+
+    return card_name(-1 if ops.INTERPRETED else torch.cuda.current_device())
 
 
 def argument(arg: Pointer | Descriptor | int | None) -> str | int | None:
@@ -79,7 +61,7 @@ def launch_as_dict(step: Launch) -> dict[str, object]:
     }
 
 
-def as_dict(problem: Problem, plan: Plan) -> dict[str, object]:
+def as_dict(problem: Problem, plan: Plan, tuned: cache.Entry | None) -> dict[str, object]:
     """Everything ``explain`` knows, ready for JSON; times in microseconds, memory in bytes."""
     return {
         "problem": asdict(problem) | {"flops": problem.flops},
@@ -87,7 +69,8 @@ def as_dict(problem: Problem, plan: Plan) -> dict[str, object]:
             "strategy": plan.strategy,
             "workspace_bytes": plan.workspace_bytes,
             "estimate_us": plan.seconds * 1e6,
-            "why": list(plan.why),
+            "tuned_us": tuned and tuned.us,
+            "why": list(reasons(problem, plan.choice)),
             "launches": [launch_as_dict(step) for step in plan.launches],
         },
     }
@@ -99,13 +82,13 @@ def constexprs_text(step: Launch) -> str:
     axes = "".join(n.removeprefix("BLOCK_") for n in step.constexprs if n.startswith("BLOCK_"))
     parts = [f"{axes} {'x'.join(blocks)}"] if blocks else []
     for name, value in step.constexprs.items():
-        if name.startswith("BLOCK_") or value is False:
+        if name.startswith("BLOCK_") or value in (False, "none"):
             continue
         parts.append(name if value is True else f"{name}={value}")
     return " ".join(parts)
 
 
-def print_plan(problem: Problem, plan: Plan, console: Console) -> None:
+def print_plan(problem: Problem, plan: Plan, tuned: cache.Entry | None, console: Console) -> None:
     items = f"{problem.batch} x " if problem.batch != 1 else ""
     inputs = problem.dtype
     if inputs == "fp32":
@@ -136,8 +119,14 @@ def print_plan(problem: Problem, plan: Plan, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if tuned:
+        console.print(
+            f"from the cache of tuned choices: {tuned.us:.0f} us when it was measured here",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print("why:", highlight=False)
-    for reason in plan.why:
+    for reason in reasons(problem, plan.choice):
         console.print(f"  - {reason}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -146,7 +135,7 @@ def chosen_problem(options: Namespace) -> Problem:
     arch = ARCHES[options.arch] if options.arch else default_arch()
     if options.sms:
         arch = replace(arch, sms=options.sms)
-    return problem_of(
+    problem = problem_of(
         *options.shape,
         batch=options.batch,
         dtype=options.dtype,
@@ -154,14 +143,24 @@ def chosen_problem(options: Namespace) -> Problem:
         precision=options.precision,
         arch=arch,
     )
+    epilogue = Epilogue(options.bias, options.activation, options.residual)
+    return replace(problem, epilogue=epilogue)
+
+
+def chosen_plan(options: Namespace, problem: Problem) -> tuple[Plan, cache.Entry | None]:
+    """The plan that calls get, and what it rests on if it was tuned on this very card."""
+    elsewhere = options.arch or options.sms
+    card = None if elsewhere else this_card()
+    tuned = cache.lookup(problem, card) if card else None
+    return (write_plan(problem, tuned.choice) if tuned else make_plan(problem)), tuned
 
 
 def main(options: Namespace) -> int:
     """Print the plan for parsed command line options."""
     problem = chosen_problem(options)
-    plan = make_plan(problem)
+    plan, tuned = chosen_plan(options, problem)
     if options.json:
-        print(json.dumps(as_dict(problem, plan), indent=1))
+        print(json.dumps(as_dict(problem, plan, tuned), indent=1))
     else:
-        print_plan(problem, plan, Console())
+        print_plan(problem, plan, tuned, Console())
     return 0

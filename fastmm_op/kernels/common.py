@@ -5,6 +5,8 @@ import triton.language as tl
 
 # Whether kernels of this process run in Triton's interpreter (TRITON_INTERPRET=1).
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Stands for the exponent of what has none; below every other one, also after sums with a few.
+NO_EXPONENT = tl.constexpr(-10000)
 
 
 @triton.jit
@@ -16,6 +18,16 @@ def tile_coordinates(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     rows = tl.minimum(tiles_m - first_m, GROUP_M)
     within = tile % group_size
     return first_m + within % rows, within // rows
+
+
+@triton.jit
+def exponent_of(x):
+    """floor(log2(|x|)) of fp32 as int32; NO_EXPONENT for zero, Inf and NaN.
+
+    Subnormals count as 2**-126: scaled as if they were, they are still normal numbers of fp16.
+    """
+    field = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    return tl.where((x == 0.0) | (field == 0xFF), NO_EXPONENT, tl.maximum(field, 1) - 127)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 One kernel serves both roads to the tensor cores:
 
 - *packed* operands (kernels/pack.py): K-major, aligned, padded. EVEN_K and SCALED; no mask in the
-  main loop, 16-byte copies only.
+  main loop, 16-byte copies only. Of two PARTS, three products are summed.
 - *direct* operands: the caller's own tensors with any strides. fp32 is rounded to TF32 in registers
   (the tensor core itself would truncate), the K tail is masked in a step of its own, because a mask
   in the main loop would turn 16-byte copies into 4-byte ones.
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastmm_op.kernels.common import INTERPRETED, scale_by_exponents, tile_coordinates
+from fastmm_op.kernels.epilogue import activated, add_bias, add_residual, store_finished
 
 INF = tl.constexpr(float("inf"))
 
@@ -76,26 +77,46 @@ def multiply(
 
 
 @triton.jit
+def multiply_parts(a_ptrs, b_ptrs, lo_offset, acc):
+    """acc + A @ B^T for tiles of packed hi and lo, without the product of the two lo.
+
+    The tensor core truncates its sums. The chain of three products ends here, small terms first,
+    and is added to acc by an ordinary fp32 addition, which rounds.
+    """
+    a_hi = tl.load(a_ptrs)
+    b_hi = tl.trans(tl.load(b_ptrs))
+    a_lo = tl.load(a_ptrs + lo_offset)
+    b_lo = tl.trans(tl.load(b_ptrs + lo_offset))
+    products = tl.dot(a_lo, b_hi)
+    products = tl.dot(a_hi, b_lo, products)
+    products = tl.dot(a_hi, b_hi, products)
+    return acc + products
+
+
+@triton.jit
 def gemm_kernel(
     a_ptr,  # (batch, M, K)
     b_ptr,  # (batch, N, K)
     c_ptr,  # (batch, M, N); if PARTIAL, (split_k, batch, M, N) fp32 sums, unscaled
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
+    bias_ptr, residual_ptr,  # (N,) and (batch, M, N), or None
     M, N, K, batch, split_k,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
-    stride_row_exp, stride_col_exp,
+    stride_row_exp, stride_col_exp, lo_offset,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr, PARTIAL: tl.constexpr,
+    EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
+    PARTIAL: tl.constexpr,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
-    ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
+    SLICE_N: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T, one (BLOCK_M, BLOCK_N) tile of one batch item and one K range a program.
 
     EVEN_K: K is a multiple of BLOCK_K. CLAMP: rows past the end may not be read; without it, the
-    operands' buffers reach that far. WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and
-    B_ALIGN: runs of so many elements may be copied at once; Triton itself learns of an integer only
-    whether 16 divides it.
+    operands' buffers reach that far. PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
+    WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so many elements
+    may be copied at once; Triton itself learns of an integer only whether 16 divides it.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -118,17 +139,18 @@ def gemm_kernel(
     if CLAMP:
         rows_m = tl.where(mask_m, offs_m, 0)
         rows_n = tl.where(mask_n, offs_n, 0)
+    # By division: Triton ignores multiple_of on a kernel's own arguments.
     if A_ALIGN > 1:
         if A_K_MAJOR:
-            stride_am = tl.multiple_of(stride_am, A_ALIGN)
+            stride_am = stride_am // A_ALIGN * A_ALIGN
         else:
-            stride_ak = tl.multiple_of(stride_ak, A_ALIGN)
+            stride_ak = stride_ak // A_ALIGN * A_ALIGN
             rows_m = tl.max_contiguous(tl.multiple_of(rows_m, A_ALIGN), A_ALIGN)
     if B_ALIGN > 1:
         if B_K_MAJOR:
-            stride_bn = tl.multiple_of(stride_bn, B_ALIGN)
+            stride_bn = stride_bn // B_ALIGN * B_ALIGN
         else:
-            stride_bk = tl.multiple_of(stride_bk, B_ALIGN)
+            stride_bk = stride_bk // B_ALIGN * B_ALIGN
             rows_n = tl.max_contiguous(tl.multiple_of(rows_n, B_ALIGN), B_ALIGN)
 
     blocks_k = K // BLOCK_K
@@ -147,9 +169,12 @@ def gemm_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for _ in range(first, last):
-        a = tl.load(a_ptrs)
-        b = tl.load(b_ptrs)
-        acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+        if PARTS == 2:
+            acc = multiply_parts(a_ptrs, b_ptrs, lo_offset, acc)
+        else:
+            a = tl.load(a_ptrs)
+            b = tl.load(b_ptrs)
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
         a_ptrs += step_a
         b_ptrs += step_b
     if not EVEN_K:
@@ -166,8 +191,14 @@ def gemm_kernel(
         col_exp = tl.load(col_exp_ptrs, mask=mask_n, other=0)
         acc = scale_by_exponents(acc, row_exp, col_exp)
     c_row = (split.to(tl.int64) * batch + item) * M + first_m
-    c_ptrs = c_ptr + (c_row * N + first_n) + (offs_m[:, None] * N + offs_n[None, :])
-    tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+    if SLICE_N > 0:
+        store_finished(
+            acc, c_ptr, bias_ptr, residual_ptr, c_row, first_n, offs_m, mask_m, N,
+            ACTIVATION, SLICE_N,
+        )  # fmt: skip
+    else:
+        c_ptrs = c_ptr + (c_row * N + first_n) + (offs_m[:, None] * N + offs_n[None, :])
+        tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
 @triton.jit
@@ -175,9 +206,10 @@ def reduce_kernel(
     partial_ptr,  # (split_k, batch, M, N) fp32
     c_ptr,  # (batch, M, N)
     row_exp_ptr, col_exp_ptr,  # as in gemm_kernel
+    bias_ptr, residual_ptr,
     M, N, batch, split_k,
     stride_row_exp, stride_col_exp,
-    SCALED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    SCALED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Sum split-K's partial products, scale, round once; BLOCK_N elements of a row a program.
 
@@ -202,4 +234,10 @@ def reduce_kernel(
         row_exp = tl.load(row_exp_ptr + item * stride_row_exp + row % M + tl.arange(0, 1))
         col_exp = tl.load(col_exp_ptr + item * stride_col_exp + offs_n, mask=mask_n, other=0)
         c = tl.reshape(scale_by_exponents(c[None, :], row_exp, col_exp), (BLOCK_N,))
-    tl.store(c_ptr + row * N + offs_n, c.to(c_ptr.dtype.element_ty), mask=mask_n)
+    c_ptrs = c_ptr + row * N + offs_n
+    if bias_ptr is not None:
+        c = add_bias(c, bias_ptr + offs_n, mask_n)
+    c = activated(c, ACTIVATION, c_ptr.dtype.element_ty)
+    if residual_ptr is not None:
+        c = add_residual(c, tl.load(residual_ptr + row * N + offs_n, mask=mask_n, other=0.0))
+    tl.store(c_ptrs, c, mask=mask_n)

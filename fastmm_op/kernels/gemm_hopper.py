@@ -3,9 +3,11 @@
     C[z, m, n] = 2^(row_exp[z, m] + col_exp[z, n]) * sum_k A[z, m, k] * B[z, k, n]
 
 A and B are fp16 or bf16 in either order, products are summed in fp32, and C (fp32, fp16 or bf16)
-is rounded once. One program per SM walks over the work items (batch, tile, split). In it run
+is rounded once. Rows of two PARTS hold hi and lo (kernels/pack.py); their three products are
+summed. One program per SM walks over the work items (batch, tile, split). In it run
 
-    producer     1 warp: TMA loads of 128 x 64 of A and 64 x BLOCK_N of B into a ring of slots
+    producer     1 warp: TMA loads of 128 x 64 of A and 64 x BLOCK_N of B into a ring of slots,
+                 of every part
     consumer 0   4 warps: wgmma into rows 0..63 of the tile, then the scales and the stores
     consumer 1   4 warps: the same for rows 64..127
 
@@ -36,6 +38,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fastmm_op.kernels.epilogue import activated, add_residual
+
 # Triton 3.9 renamed it.
 tma_load = getattr(tma, "async_load", None) or getattr(tma, "async_copy_global_to_shared", None)
 if tma_load is None or not hasattr(gl, "warp_specialize"):
@@ -44,8 +48,6 @@ if tma_load is None or not hasattr(gl, "warp_specialize"):
 BLOCK_M = gl.constexpr(128)
 BLOCK_K = gl.constexpr(64)
 WARPGROUP_M = gl.constexpr(64)
-# Columns of C that are scaled and stored at a time; more would not fit beside the accumulator.
-SLICE_N = gl.constexpr(64)
 NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflow nor underflow
 
 
@@ -99,8 +101,8 @@ def before(stage, STAGES: gl.constexpr):
 
 @gluon.jit
 def producer(
-    a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, stride_cm,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, lo_offset, stride_cm,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
@@ -119,27 +121,29 @@ def producer(
         a_batch = z % batch * a_step
         b_batch = z % batch * b_step
         for step in range(k_first, k_last):
-            k = step * BLOCK_K
             bar = full.index(stage)
             mbarrier.wait(empty.index(stage), phase)
-            mbarrier.expect(bar, (BLOCK_M + BLOCK_N) * BLOCK_K * 2)
-            for i in gl.static_range(2):
-                a_dst = a_smem.index(stage * 2 + i)
-                if CLASSES > 1:
-                    if in_class:
-                        row = row0 // CLASSES + i * WARPGROUP_M
-                        dst = a_dst.reshape([WARPGROUP_M, 1, BLOCK_K])
-                        tma_load(a_class_desc, [row, row0 % CLASSES, k], bar, dst)
-                    else:
+            mbarrier.expect(bar, PARTS * (BLOCK_M + BLOCK_N) * BLOCK_K * 2)
+            for part in gl.static_range(PARTS):
+                k = step * BLOCK_K + part * lo_offset
+                slot = stage * PARTS + part
+                for i in gl.static_range(2):
+                    a_dst = a_smem.index(slot * 2 + i)
+                    if CLASSES > 1:
+                        if in_class:
+                            row = row0 // CLASSES + i * WARPGROUP_M
+                            dst = a_dst.reshape([WARPGROUP_M, 1, BLOCK_K])
+                            tma_load(a_class_desc, [row, row0 % CLASSES, k], bar, dst)
+                        else:
+                            tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
+                    elif A_K_MAJOR:
                         tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
-                elif A_K_MAJOR:
-                    tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
+                    else:
+                        tma_load(a_desc, [a_batch, k, row0 + i * WARPGROUP_M], bar, a_dst)
+                if B_K_MAJOR:
+                    tma_load(b_desc, [b_batch, col0, k], bar, b_smem.index(slot))
                 else:
-                    tma_load(a_desc, [a_batch, k, row0 + i * WARPGROUP_M], bar, a_dst)
-            if B_K_MAJOR:
-                tma_load(b_desc, [b_batch, col0, k], bar, b_smem.index(stage))
-            else:
-                tma_load(b_desc, [b_batch, k, col0], bar, b_smem.index(stage))
+                    tma_load(b_desc, [b_batch, k, col0], bar, b_smem.index(slot))
             stage, phase = advance(stage, phase, STAGES)
 
 
@@ -150,6 +154,25 @@ def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
         return smem.reshape([ROWS, BLOCK_K])
     else:
         return smem.reshape([BLOCK_K, ROWS]).permute([1, 0])
+
+
+@gluon.jit
+def multiply_parts(a_smem, b_smem, stage, acc, INDEX: gl.constexpr, BLOCK_N: gl.constexpr):
+    """acc + A @ B of one slot's hi and lo, without the product of the two lo.
+
+    The tensor core truncates its sums. The chain of three products ends here, small terms first,
+    and is added to acc by an ordinary fp32 addition, which rounds; meanwhile the tensor core
+    works for the other consumer.
+    """
+    a_hi = matrix_view(a_smem.index(stage * 4 + INDEX), True, WARPGROUP_M)
+    a_lo = matrix_view(a_smem.index(stage * 4 + 2 + INDEX), True, WARPGROUP_M)
+    b_hi = matrix_view(b_smem.index(stage * 2), True, BLOCK_N).permute([1, 0])
+    b_lo = matrix_view(b_smem.index(stage * 2 + 1), True, BLOCK_N).permute([1, 0])
+    nothing = gl.zeros_like(acc)
+    products = warpgroup_mma(a_lo, b_hi, nothing, use_acc=False, is_async=True)
+    products = warpgroup_mma(a_hi, b_lo, products, is_async=True)
+    products = warpgroup_mma(a_hi, b_hi, products, is_async=True)
+    return acc + warpgroup_mma_wait(0, deps=(products,))
 
 
 @gluon.jit
@@ -181,7 +204,7 @@ def split_columns(x, PARTS: gl.constexpr):
 
 
 @gluon.constexpr_function
-def store_layout(mma_layout, bits, aligned):
+def store_layout(mma_layout, bits, aligned, columns):
     """How a slice of C lies in registers when it is stored.
 
     fp32 goes straight from the wgmma layout, whose quads write whole 32-byte sectors; 16-bit
@@ -191,21 +214,33 @@ def store_layout(mma_layout, bits, aligned):
         return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     if bits == 32:
         return mma_layout
-    return gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
+
+
+@gluon.jit
+def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.constexpr):
+    """(1, SLICE_N) of the bias in fp32; columns past N are the wrapped ones of their class."""
+    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, LAYOUT))
+    mask = cols < N + shift
+    cols = gl.where(cols < N, cols, cols - N)
+    return gl.expand_dims(gl.load(bias_ptr + cols, mask=mask, other=0.0).to(gl.float32), 0)
 
 
 @gluon.jit
 def store_slice(
-    c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm,
-    ALIGNED: gl.constexpr, CLASSES: gl.constexpr,
+    c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
+    ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
-    """Writes (64, SLICE_N) of C; columns past N are the wrapped ones of their class.
+    """Writes activation(x) + residual to (64, SLICE_N) of C.
 
-    ALIGNED: the rows of C start on 16-byte boundaries, or those of a class do once shifted.
+    Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
+    boundaries, or those of a class do once shifted; the residual lies as C does.
     """
     c_type: gl.constexpr = c_ptr.dtype.element_ty
-    layout: gl.constexpr = store_layout(x.type.layout, c_type.primitive_bitwidth, ALIGNED)
-    y = gl.convert_layout(x.to(c_type), layout)
+    SLICE_N: gl.constexpr = x.shape[1]
+    bits: gl.constexpr = c_type.primitive_bitwidth
+    layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, SLICE_N)
+    y = gl.convert_layout(activated(x, ACTIVATION, c_type), layout)
     rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
     offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
     row_starts = rows.to(gl.int64) * stride_cm
@@ -216,21 +251,31 @@ def store_slice(
         starts = c_ptr + (row_starts + col0)
         if ALIGNED:
             starts = gl.multiple_of(starts, 16)  # bytes
+        if residual_ptr is not None:
+            sources = residual_ptr + (row_starts + col0)
+            if ALIGNED:
+                sources = gl.multiple_of(sources, 16)
+            sources = gl.expand_dims(sources, 1) + gl.expand_dims(offs, 0)
+            y = add_residual(y, gl.load(sources))
         gl.store(gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0), y)
     else:
         cols = col0 + offs
         mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N + shift, 0)
         cols = gl.where(cols < N, cols, cols - N)
+        if residual_ptr is not None:
+            sources = gl.expand_dims(residual_ptr + row_starts, 1) + gl.expand_dims(cols, 0)
+            y = add_residual(y, gl.load(sources, mask=mask, other=0.0))
         gl.store(gl.expand_dims(c_ptr + row_starts, 1) + gl.expand_dims(cols, 0), y, mask=mask)
 
 
 @gluon.jit
 def consumer(
-    c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c,
+    c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c, epilogue,
     INDEX: gl.constexpr,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
+    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
@@ -240,6 +285,7 @@ def consumer(
     M, N, K, batch, split_k = sizes
     row_exp_step, col_exp_step = exp_steps
     stride_cz, stride_cm = strides_c
+    bias_ptr, residual_ptr = epilogue
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
     stage = 0
@@ -265,27 +311,37 @@ def consumer(
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
-            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
-            b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
-            pending = warpgroup_mma(a, b, acc, is_async=True)
-            acc = warpgroup_mma_wait(1, deps=(pending,))
-            mbarrier.arrive(empty.index(before(stage, STAGES)), pred=step > k_first)
+            if PARTS == 2:
+                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N)
+                mbarrier.arrive(empty.index(stage))
+            else:
+                a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
+                b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
+                pending = warpgroup_mma(a, b, acc, is_async=True)
+                acc = warpgroup_mma_wait(1, deps=(pending,))
+                mbarrier.arrive(empty.index(before(stage, STAGES)), pred=step > k_first)
             stage, phase = advance(stage, phase, STAGES)
         if SCALED:  # under the last wgmma
             exponents.store(flat_col_e)
             wide = gl.max(gl.maximum(gl.abs(flat_row_e), gl.abs(flat_col_e)), 0) > NARROW
-        acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
+        if PARTS == 1:
+            acc = warpgroup_mma_wait(0, deps=(acc,))
+            mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
 
         c_z = c_ptr + z.to(gl.int64) * stride_cz
+        residual_z = None
+        if residual_ptr is not None:
+            residual_z = residual_ptr + z.to(gl.int64) * stride_cz
         parts = split_columns(acc, SLICES)
         for i in gl.static_range(SLICES):
             x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # (64, SLICE_N)
             if SCALED:
                 col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
                 x = apply_exponents(x, row_e, col_e, wide)
+            if bias_ptr is not None:
+                x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
             store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
-                        stride_cm, ALIGNED, CLASSES)  # fmt: skip
+                        stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
 
 
 def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
@@ -307,6 +363,7 @@ def descriptor_type(box: tuple[int, ...], dtype: str) -> str:
 
 SIZES = ["M", "N", "K", "batch", "split_k"]
 STRIDES = ["stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step", "col_exp_step"]
+STRIDES += ["lo_offset"]
 
 
 @gluon.jit(do_not_specialize=[*SIZES, *STRIDES])  # TMA gains nothing from their divisibility
@@ -314,18 +371,25 @@ def gemm_hopper_kernel(
     a_desc, a_class_desc, b_desc,  # (batch, M, K) or (batch, K, M); (M // CLASSES, CLASSES, K)
     c_ptr,  # (split_k * batch, M, N), unscaled partial sums if split_k > 1
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
+    bias_ptr, residual_ptr,  # (N,) and C's shape, or None
     M, N, K, batch, split_k,
-    stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, CLASSES: gl.constexpr,
+    stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
+    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
 ):  # fmt: skip
-    """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module."""
+    """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
+
+    SLICE_N: columns of C that are finished and stored at a time, 32 or 64.
+    """
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
+    gl.static_assert(PARTS == 1 or (A_K_MAJOR and B_K_MAJOR))
     VECTOR: gl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    a_shape: gl.constexpr = [STAGES * 2] + a_desc.block_shape
-    b_shape: gl.constexpr = [STAGES] + b_desc.block_shape
+    a_shape: gl.constexpr = [STAGES * PARTS * 2] + a_desc.block_shape
+    b_shape: gl.constexpr = [STAGES * PARTS] + b_desc.block_shape
     a_smem = gl.allocate_shared_memory(a_desc.dtype, a_shape, a_desc.layout)
     b_smem = gl.allocate_shared_memory(b_desc.dtype, b_shape, b_desc.layout)
     exponents = gl.allocate_shared_memory(gl.int32, [2, BLOCK_N], flat)
@@ -338,13 +402,15 @@ def gemm_hopper_kernel(
     sizes = (M, N, K, batch, split_k)
     exp_steps = (row_exp_step, col_exp_step)
     strides_c = (stride_cz, stride_cm)
+    epilogue = (bias_ptr, residual_ptr)
     gl.warp_specialize([
         (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes, exp_steps,
-                    strides_c, 0, BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED)),
+                    strides_c, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
+                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes, exp_steps,
-                    strides_c, 1, BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED)),
-        (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), stride_cm,
-                    BLOCK_N, GROUP_M, STAGES, CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR)),
+                    strides_c, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
+                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+        (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
+                    stride_cm, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
+                    A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip

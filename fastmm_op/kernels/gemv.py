@@ -7,16 +7,20 @@ arithmetic hides under the reads, and the tensor core's rounding would buy nothi
 import triton
 import triton.language as tl
 
+from fastmm_op.kernels.epilogue import activated, add_bias, add_residual
+
 
 @triton.jit
 def gemv_kernel(
     w_ptr,  # (batch, R, K), any strides
     x_ptr,  # (batch, K)
     y_ptr,  # (batch, R); if split_k > 1, (split_k, batch, R) fp32 sums
+    bias_ptr, residual_ptr,  # one element a row, stride_bias apart, and (batch, R); or None
     R, K, batch, split_k,
     stride_wb, stride_wr, stride_wk,
     stride_xb, stride_xk,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
+    stride_bias,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """y[r] = sum over k of w[r, k] * x[k], for BLOCK_R rows and one range of K a program."""
     blocks_r = tl.cdiv(R, BLOCK_R)
@@ -44,5 +48,11 @@ def gemv_kernel(
             w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_r[None, :], other=0.0)
             acc += w.to(tl.float32) * x[:, None]
     y = tl.sum(acc, 1 if K_MAJOR else 0)
-    y_ptrs = y_ptr + (split.to(tl.int64) * batch + item) * R + offs_r
-    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=mask_r)
+    y_first = (split.to(tl.int64) * batch + item) * R
+    y_ptrs = y_ptr + y_first + offs_r
+    if bias_ptr is not None:
+        y = add_bias(y, bias_ptr + offs_r * stride_bias, mask_r)
+    y = activated(y, ACTIVATION, y_ptr.dtype.element_ty)
+    if residual_ptr is not None:
+        y = add_residual(y, tl.load(residual_ptr + y_first + offs_r, mask=mask_r, other=0.0))
+    tl.store(y_ptrs, y, mask=mask_r)

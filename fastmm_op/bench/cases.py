@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastmm_op.arch import Arch
+from fastmm_op.problem import Problem, problem_of
+
 SUITE = Path(__file__).with_name("suite.json")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -55,6 +58,19 @@ class Case:
         """Traffic that nobody avoids: both inputs read once, the output written once."""
         elements = self.M * self.K + self.K * self.N + self.M * self.N
         return self.batch * elements * ITEMSIZE[self.dtype]
+
+    def problem(self, arch: Arch) -> Problem:
+        """The case as the planner sees it on a card."""
+        return problem_of(
+            self.M,
+            self.K,
+            self.N,
+            batch=self.batch,
+            dtype=self.dtype,
+            layout=self.layout,
+            precision=self.precision if self.dtype == "fp32" else "tf32",
+            arch=arch,
+        )
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Standard normal a and b; the same values each time, others for each case."""

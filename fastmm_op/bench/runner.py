@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.contenders import Contender, ours, peers
-from benchmarks.environment import device_arch
-from fastmm_op.cli.explain import problem_of
+from fastmm_op.bench.cases import Case
+from fastmm_op.bench.contenders import Contender, ours, peers
+from fastmm_op.bench.environment import device_arch
 from fastmm_op.oracle import Oracle, Verdict, poison
 from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timer, Timing, l2_bytes
@@ -101,17 +100,8 @@ class Runner:
                 return Outcome(verdict, allowed, timing)
         except Exception as error:  # one contender's trouble must not end the run
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self.require_device(contender.name, text)
+            require_device(self.device, f"{contender.name}: {text}")
             return Outcome(Verdict(float("nan"), text), allowed)
-
-    def require_device(self, name: str, text: str) -> None:
-        if self.device.type != "cuda":
-            return
-        try:
-            torch.cuda.synchronize(self.device)
-            torch.zeros(1, device=self.device).item()
-        except RuntimeError as error:
-            raise DeviceLost(f"{name}: {text}") from error
 
     def rows(self, case: Case, outcomes: dict[str, Outcome]) -> list[dict]:
         peer_entries = {
@@ -159,21 +149,18 @@ class Runner:
     def strategy(self, case: Case) -> str | None:
         """The plan's strategy for a case on this device; None where ATen runs."""
         arch = device_arch(self.device)
-        if arch is None:
-            return None
-        plan = make_plan(
-            problem_of(
-                case.M,
-                case.K,
-                case.N,
-                batch=case.batch,
-                dtype=case.dtype,
-                layout=case.layout,
-                precision=case.precision if case.dtype == "fp32" else "tf32",
-                arch=arch,
-            )
-        )
-        return plan.strategy
+        return make_plan(case.problem(arch)).strategy if arch else None
+
+
+def require_device(device: torch.device, text: str) -> None:
+    """Raise DeviceLost, with this text, unless the device still runs something."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:
+        raise DeviceLost(text) from error
 
 
 def peer_entry(outcome: Outcome) -> dict:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 
 from fastmm_op import machine, matmul, ops
 from fastmm_op.arch import ARCHES, Arch
-from fastmm_op.cli.explain import problem_of
 from fastmm_op.plan import make_plan
+from fastmm_op.problem import problem_of
 from fastmm_op.timing import Timer, host_microseconds, l2_bytes, torch_tf32
 
-ROOT = Path(__file__).resolve().parents[1]
+# The source tree, if the package is used from one.
+ROOT = Path(__file__).resolve().parents[2]
 # The shapes on which cuBLAS comes closest to the card's rate differ from card to card.
 CEILING_SHAPES = ((8192, 8192, 8192), (4096, 4096, 4096), (2048, 2048, 13312))
 COPY_BYTES = 2**30
@@ -25,6 +25,9 @@ def commit() -> str:
     """FASTMM_COMMIT if set (a copy without its history), else git's HEAD, else ``"unknown"``."""
     if os.environ.get("FASTMM_COMMIT"):
         return os.environ["FASTMM_COMMIT"]
+    # An installed package may lie inside somebody else's repository.
+    if not (ROOT / ".git").exists():
+        return "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
@@ -53,8 +56,8 @@ def device_arch(device: torch.device) -> Arch | None:
     return launch.device_arch(device.index or 0)
 
 
-def describe(device: torch.device, argv: list[str]) -> dict[str, object]:
-    """The env of a results file, before anything is measured."""
+def describe(device: torch.device, command: str) -> dict[str, object]:
+    """The env of a results file, before anything is measured; ``command`` is what started it."""
     versions = machine.versions()
     return {
         "gpu": device_name(device),
@@ -64,7 +67,7 @@ def describe(device: torch.device, argv: list[str]) -> dict[str, object]:
         "python": versions["python"],
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/bench_matmul.py", *argv]),
+        "command": command,
         "host_cpus": os.cpu_count(),
         "max_sm_clock_mhz": machine.nvidia_smi("clocks.max.sm") if device.type == "cuda" else None,
         "l2_bytes": l2_bytes(device),

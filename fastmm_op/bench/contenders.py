@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
 from fastmm_op import ModelNew, matmul, ops
+from fastmm_op.bench.cases import Case
 from fastmm_op.timing import torch_tf32
 
 PEERS = ("torch", "inductor", "seed-style")
@@ -84,6 +84,6 @@ def inductor() -> Product:
 
 
 def seed_style() -> Product:
-    from benchmarks.seed_style import seed_style_matmul
+    from fastmm_op.bench.seed_style import seed_style_matmul
 
     return seed_style_matmul

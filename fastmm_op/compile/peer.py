@@ -1,0 +1,183 @@
+"""What Inductor would do with a product by itself, in seconds: cuBLAS, or cuBLAS on padded copies.
+
+Pure arithmetic on a Problem; no torch. The rates of sm_90 are fitted to torch.matmul's and
+Inductor's times in benchmarks/results/NVIDIA_H200/matmul.json. Those of sm_80 and sm_89 are
+predictions: this project has measured neither card.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, round_up
+
+
+@dataclass(frozen=True)
+class Rates:
+    """cuBLAS on one architecture; shares of ``Arch.fp16_flops`` unless said otherwise.
+
+    Attributes:
+        fp32_flops: FLOP a second of fp32 products without TF32; alignment matters little.
+        half: fp16 and bf16 products, by the bytes that divide every row of A, B and C.
+        tf32: fp32 products with TF32, likewise.
+    """
+
+    fp32_flops: float
+    half: dict[int, float]
+    tf32: dict[int, float]
+
+
+RATES = {
+    # Published for the RTX 4090: bf16 at odd sizes 107-116 TFLOP/s of 154-172.
+    "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
+    "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
+    # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours.
+    "sm_90": Rates(50e12, {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2}, {16: 0.54, 8: 0.36, 4: 0.19}),
+}
+
+# Tiles in which cuBLAS spreads C over the card: TF32's are twice as wide on aligned operands.
+TILE, TF32_TILE = (128, 128), (128, 256)
+# Programs that share K where there are few tiles keep at least this much of it each.
+MIN_SPLIT_K = 512
+# Reading and writing, as a share of a large copy's bandwidth.
+BANDWIDTH = 0.85
+# What the shorter of arithmetic and memory traffic adds to the longer.
+IMPERFECT_OVERLAP = 0.1
+# pad_mm pads what it measures to be this much faster padded, its copies included.
+WORTH_PADDING = 1.1
+# pad_mm looks at products with more than this share of the card's FLOP a byte.
+COMPUTE_BOUND = 0.5
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the graph around a product, and its compiler, make cheap or dear.
+
+    Attributes:
+        pads: Inductor's ``pad_mm`` may pad this product.
+        static: whether M, N and K are known when compiling: others are not padded.
+        a_made_here, b_made_here: whatever writes the operand can write it padded, for nothing.
+        c_leaves: the result is an output of the graph, so a padded one must be copied.
+        extra_pass: taking the product costs another pass over C: a bias or an epilogue that
+            Inductor would have added inside its own product.
+        graphs: CUDA graphs replay the code, so that calls cost the host nothing.
+    """
+
+    pads: bool = False
+    static: tuple[bool, bool, bool] = (True, True, True)
+    a_made_here: bool = False
+    b_made_here: bool = False
+    c_leaves: bool = True
+    extra_pass: bool = False
+    graphs: bool = False
+
+
+def kind(problem: Problem) -> str:
+    """What the product is computed in: a name of Rates' tables, or ``"fp32"``."""
+    if problem.dtype != "fp32":
+        return "half"
+    return "tf32" if problem.precision == "tf32" else "fp32"
+
+
+def alignment(problem: Problem) -> int:
+    """The bytes, up to 16, that divide every address at which a row of A, B or C starts."""
+    size = ITEMSIZE[problem.dtype]
+    pitches = [problem.N]
+    start = COPY_BYTES
+    for operand in (problem.a, problem.b):
+        strides = [operand.batch_stride, operand.row_stride, operand.k_stride]
+        if 1 in strides[1:]:
+            strides.remove(1)
+        elif problem.K > 1:
+            return size  # no contiguous dimension: cuBLAS gets a copy, or reads by element
+        pitches += strides
+        start = min(start, operand.pointer_alignment)
+    while any(pitch * size % start for pitch in pitches):
+        start //= 2
+    return max(start, size)
+
+
+def flops_rate(problem: Problem, aligned_to: int) -> float:
+    """FLOP a second of cuBLAS's main loop."""
+    rates, what = RATES[problem.arch.name], kind(problem)
+    if what == "fp32":
+        return rates.fp32_flops
+    return getattr(rates, what)[aligned_to] * problem.arch.fp16_flops
+
+
+def traffic(problem: Problem) -> float:
+    """Bytes of A, B and C, each moved once."""
+    elements = problem.M * problem.K + problem.K * problem.N + problem.M * problem.N
+    return problem.batch * elements * ITEMSIZE[problem.dtype]
+
+
+def memory_bound(problem: Problem) -> bool:
+    """Whether moving A, B and C takes longer than the arithmetic of aligned operands."""
+    arithmetic = problem.flops / flops_rate(problem, COPY_BYTES)
+    return traffic(problem) / problem.arch.bandwidth > arithmetic
+
+
+def cublas_seconds(problem: Problem) -> float:
+    """The product as it is: arithmetic in whole waves of tiles, or traffic."""
+    arch = problem.arch
+    aligned_to = alignment(problem)
+    wide = kind(problem) == "tf32" and aligned_to == COPY_BYTES
+    block_m, block_n = TF32_TILE if wide else TILE
+    waves = cdiv(problem.M, block_m) * cdiv(problem.N, block_n) * problem.batch / arch.sms
+    if waves < 1:
+        splits = min(int(1 / waves), max(1, problem.K // MIN_SPLIT_K))
+        busy = waves * splits
+    else:
+        busy = waves / ceil(waves)
+    arithmetic = problem.flops / (flops_rate(problem, aligned_to) * busy)
+    moving = traffic(problem) / (BANDWIDTH * arch.bandwidth)
+    both = max(arithmetic, moving) + IMPERFECT_OVERLAP * min(arithmetic, moving)
+    return arch.launch_seconds + both
+
+
+def padded(problem: Problem, static: tuple[bool, bool, bool]) -> Problem:
+    """The product that pad_mm makes of it: sizes known when compiling rounded up, row-major."""
+    multiple = COPY_BYTES // ITEMSIZE[problem.dtype]
+    sizes = (problem.M, problem.N, problem.K)
+    # A size of one is left alone: it can be squeezed away.
+    M, N, K = (
+        round_up(size, multiple) if known and size > 1 else size
+        for size, known in zip(sizes, static, strict=True)
+    )
+    a, b = problem.a, problem.b
+    if (M, K) != (problem.M, problem.K):
+        a = Operand(M * K if problem.batch > 1 else 0, K, 1)
+    if (N, K) != (problem.N, problem.K):
+        b = Operand(N * K if problem.batch > 1 else 0, 1, N)
+    return replace(problem, M=M, N=N, K=K, a=a, b=b)
+
+
+def copy_seconds(problem: Problem, elements: int) -> float:
+    """Reading and writing so many elements of the product's dtype."""
+    moved = 2 * problem.batch * elements * ITEMSIZE[problem.dtype]
+    return problem.arch.launch_seconds + moved / (BANDWIDTH * problem.arch.bandwidth)
+
+
+def inductor_seconds(problem: Problem, around: Surroundings) -> tuple[float, str]:
+    """What the product takes without us, and how: ``"cuBLAS"`` or ``"padded cuBLAS"``."""
+    direct = cublas_seconds(problem)
+    wide = padded(problem, around.static)
+    if not around.pads or wide == problem or not worth_a_look(problem):
+        return direct, "cuBLAS"
+    seconds = cublas_seconds(wide)
+    if wide.a != problem.a and not around.a_made_here:
+        seconds += copy_seconds(problem, problem.M * problem.K)
+    if wide.b != problem.b and not around.b_made_here:
+        seconds += copy_seconds(problem, problem.N * problem.K)
+    if direct <= WORTH_PADDING * seconds:
+        return direct, "cuBLAS"
+    if around.c_leaves and wide.N != problem.N:
+        seconds += copy_seconds(problem, problem.M * problem.N)
+    return seconds, "padded cuBLAS"
+
+
+def worth_a_look(problem: Problem) -> bool:
+    """pad_mm's own test for products bound by arithmetic."""
+    sizes = problem.M * problem.K + problem.K * problem.N + problem.M * problem.N
+    intensity = problem.M * problem.N * problem.K / sizes
+    rate = flops_rate(problem, COPY_BYTES)
+    return intensity > COMPUTE_BOUND * rate / problem.arch.bandwidth

@@ -1,0 +1,146 @@
+"""The model of Inductor's own time, and the decisions it leads to, against what was measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastmm_op.arch import ARCHES
+from fastmm_op.compile import decide, peer
+from fastmm_op.compile.peer import Surroundings
+from fastmm_op.problem import Operand, Problem, problem_of
+
+ROWS = json.loads(
+    (Path(__file__).parents[1] / "benchmarks/results/NVIDIA_H200/matmul.json").read_text()
+)["rows"]
+EAGER = [row for row in ROWS if row["mode"] == "eager"]
+ALONE = Surroundings(graphs=True)
+
+
+def problem(m, k, n, dtype="bf16", layout="NN", precision="tf32", batch=1, arch="sm_90") -> Problem:
+    how = {"batch": batch, "dtype": dtype, "layout": layout, "precision": precision}
+    return problem_of(m, k, n, **how, arch=ARCHES[arch])
+
+
+def recorded(row: dict) -> Problem:
+    return problem(*(row[key] for key in ("M", "K", "N", "dtype", "layout")), batch=row["batch"])
+
+
+def verdict(row: dict) -> decide.Verdict:
+    """The decision, given the peers that the row was measured against."""
+    return decide.decide(recorded(row), replace(ALONE, pads="inductor" in row["peers"]))
+
+
+def speedup(row: dict) -> float:
+    """Measured: the faster of torch.matmul and Inductor, over ours."""
+    peers = [row["peers"][name]["us"] for name in ("torch", "inductor") if name in row["peers"]]
+    return min(peers) / row["us"]
+
+
+def test_nothing_is_taken_that_was_measured_slower() -> None:
+    taken = [row for row in EAGER if verdict(row).take]
+    assert len(taken) > 30
+    slower = {row["case"]: speedup(row) for row in taken if speedup(row) < 1}
+    assert not slower
+
+
+def test_decisions_agree_with_the_measurements() -> None:
+    """In 95 % of the rows: taken where at least a tenth faster, else left alone."""
+    wrong = [row["case"] for row in EAGER if verdict(row).take != (speedup(row) >= decide.MARGIN)]
+    assert len(wrong) <= 0.05 * len(EAGER), wrong
+
+
+def test_the_model_of_cublas() -> None:
+    """Nine tenths within a third of torch.matmul; none a fifth slower, which would mislead most."""
+    ratios = {}
+    for row in EAGER:
+        for name, precision in (("torch", "tf32"), ("torch-fp32", "fp32")):
+            one, seconds = replace(recorded(row), precision=precision), 0.0
+            if name in row["peers"]:
+                seconds = row["peers"][name]["us"] * 1e-6
+            if seconds > decide.HOST_SECONDS and not peer.memory_bound(one):
+                ratios[row["case"], name] = peer.cublas_seconds(one) / seconds
+    assert len(ratios) > 90
+    assert max(ratios.values()) < 1.2
+    off = {case: ratio for case, ratio in ratios.items() if ratio < 0.75}
+    assert len(off) <= 0.1 * len(ratios), off
+
+
+def test_the_model_of_pad_mm() -> None:
+    """Inductor's longest search on the seed workload, of which it chose to pad all three."""
+    rows = [row for row in EAGER if "inductor" in row["peers"]]
+    assert len(rows) == 3
+    for row in rows:
+        seconds, how = peer.inductor_seconds(recorded(row), Surroundings(pads=True))
+        assert how == "padded cuBLAS"
+        assert seconds == pytest.approx(row["peers"]["inductor"]["us"] * 1e-6, rel=0.15)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_aligned_16_bit_products_stay_with_cublas(dtype, arch) -> None:
+    for n in (1024, 4096, 8192):
+        for layout in ("NN", "NT", "TN", "TT"):
+            found = decide.decide(problem(n, n, n, dtype, layout, arch=arch), ALONE)
+            assert not found.take, (n, layout, found)
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_odd_16_bit_products_are_taken_unless_they_can_be_padded(pads) -> None:
+    found = decide.decide(problem(4096, 4096, 2041), replace(ALONE, pads=pads, c_leaves=False))
+    assert found.take is not pads
+    assert found.why.endswith("padded cuBLAS: no clear win" if pads else "as fast as cuBLAS")
+
+
+def test_what_padding_costs() -> None:
+    """Copies of the operands unless their writers pad them; one of C if it leaves the graph."""
+    odd = problem(4095, 4095, 4095)
+    free = Surroundings(pads=True, a_made_here=True, b_made_here=True, c_leaves=False)
+    base, how = peer.inductor_seconds(odd, free)
+    assert how == "padded cuBLAS"
+    one_copy = peer.copy_seconds(odd, 4095 * 4095)
+    for change in ({"a_made_here": False}, {"b_made_here": False}, {"c_leaves": True}):
+        seconds, _ = peer.inductor_seconds(odd, replace(free, **change))
+        assert seconds == pytest.approx(base + one_copy), change
+
+
+def test_only_sizes_known_when_compiling_are_padded() -> None:
+    odd = problem(4095, 4095, 4095)
+    wide = peer.padded(odd, (False, True, True))
+    assert (wide.M, wide.N, wide.K) == (4095, 4096, 4096)
+    assert (wide.a, wide.b) == (Operand(0, 4096, 1), Operand(0, 1, 4096))
+    assert peer.padded(odd, (False, False, False)) == odd
+    fp32 = peer.padded(problem(1, 5, 7, dtype="fp32", batch=3), (True, True, True))
+    assert (fp32.M, fp32.N, fp32.K) == (1, 8, 8)
+    assert (fp32.a, fp32.b) == (Operand(8, 8, 1), Operand(64, 1, 8))
+    aligned = problem(64, 64, 64, layout="TN")
+    assert peer.padded(aligned, (True, True, True)) == aligned
+
+
+def test_alignment_is_the_worst_of_a_b_and_c() -> None:
+    assert peer.alignment(problem(64, 64, 64)) == 16
+    assert peer.alignment(problem(64, 64, 68)) == 8
+    assert peer.alignment(problem(64, 66, 64)) == 4
+    assert peer.alignment(problem(64, 64, 65, layout="NT")) == 2, "C alone"
+    assert peer.alignment(problem(64, 64, 65, dtype="fp32")) == 4
+    shifted = problem(64, 64, 64)
+    assert peer.alignment(replace(shifted, a=replace(shifted.a, pointer_alignment=2))) == 2
+    strided = replace(shifted, b=Operand(0, 2, 128))
+    assert peer.alignment(strided) == 2, "no dimension is contiguous"
+
+
+def test_small_and_thin_products_are_left_alone() -> None:
+    small = problem(1021, 1031, 1033)
+    assert "too small" in decide.decide(small, replace(ALONE, graphs=False)).why
+    assert decide.decide(small, ALONE).take, "CUDA graphs replay it for nothing"
+    assert "memory traffic" in decide.decide(problem(8, 4097, 11009), ALONE).why
+    assert "a size is zero" in decide.decide(problem(0, 5, 5), ALONE).why
+
+
+def test_another_pass_over_c_counts() -> None:
+    one = problem(4096, 4096, 4096, dtype="fp32")
+    alone = decide.decide(one, ALONE)
+    biased = decide.decide(one, replace(ALONE, extra_pass=True))
+    assert biased.ours_seconds == alone.ours_seconds + decide.pass_seconds(one)
+    assert biased.inductor_seconds == alone.inductor_seconds
