@@ -111,9 +111,15 @@ def host_microseconds(
 def torch_tf32(allowed: bool):
     """torch.matmul on float32 with or without TF32, and the user's own setting back afterwards."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
+    before = matmul.fp32_precision
+    try:
+        older = matmul.allow_tf32
+    except RuntimeError:
+        # The older of the two settings refuses to be read while they differ.
+        older = before != "tf32"
     matmul.allow_tf32 = allowed
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        matmul.allow_tf32 = older
+        matmul.fp32_precision = before

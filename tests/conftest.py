@@ -55,6 +55,15 @@ def _same_random_numbers_in_every_test() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _pytorchs_own_precision():
+    """How PyTorch computes float32 products, as in a new process."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.fixture(autouse=True)
 def _fresh_dynamo():
     """Compiled code and recompile counts of one test are no concern of the next."""
     yield

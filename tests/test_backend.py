@@ -62,13 +62,6 @@ def calls(monkeypatch) -> list[Call]:
     return seen
 
 
-@pytest.fixture(autouse=True)
-def _user_setting():
-    before = torch.backends.cuda.matmul.fp32_precision
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
-
-
 def graphs(graph, inputs, given=None):
     """A backend: all of Inductor's passes and ours, then the graph itself in place of code."""
     patches = inductor_options(None, given, Settings(always=True))

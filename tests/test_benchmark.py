@@ -278,19 +278,40 @@ def test_timings_are_medians_of_real_calls():
     assert timing.host_microseconds(lambda: None, CPU, calls=10, rounds=2) < 1000
 
 
-def test_the_tf32_setting_comes_back():
-    before = torch.backends.cuda.matmul.allow_tf32
-    seen = []
+def tf32_settings() -> tuple[str | bool, ...]:
+    """All that PyTorch says of it; the older settings refuse while the newer one differs."""
+    settings = [torch.backends.cuda.matmul.fp32_precision]
+    for setting in (
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision,
+    ):
+        try:
+            settings.append(setting())
+        except RuntimeError:
+            settings.append("refuses")
+    return tuple(settings)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("older", [None, False, True])
+@pytest.mark.parametrize("newer", [None, "ieee", "tf32"])
+def test_the_tf32_setting_comes_back(older, newer, allowed):
+    """However the user made it: by the older API, by the newer, or by both, at odds."""
+    if older is not None:
+        torch.backends.cuda.matmul.allow_tf32 = older
+    if newer is not None:
+        torch.backends.cuda.matmul.fp32_precision = newer
+    before = tf32_settings()
 
     def fail() -> None:
-        with timing.torch_tf32(not before):
-            seen.append(torch.backends.cuda.matmul.allow_tf32)
+        with timing.torch_tf32(allowed):
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if allowed else "ieee")
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
         fail()
-    assert seen == [not before]
-    assert torch.backends.cuda.matmul.allow_tf32 is before
+    assert tf32_settings() == before
 
 
 # summary and report

@@ -230,20 +230,13 @@ def test_an_assumed_constant_follows_torchs_global_settings() -> None:
     assert asked == [False, True]
 
 
-@pytest.fixture
-def cpu_setting():
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    yield matmul
-    matmul.fp32_precision = before
-
-
-def test_atens_float32_is_exact_where_it_must_be(cpu_setting) -> None:
+def test_atens_float32_is_exact_where_it_must_be() -> None:
     """However the user let PyTorch compute products in less, through whichever of its ways."""
     from fastmm_op import aten
 
     a, b = torch.randn(33, 65), torch.randn(65, 17)
     want = (a.double() @ b.double()).float()
+    cpu_setting = torch.backends.mkldnn.matmul
     for allowed in ("bf16", "tf32"):
         cpu_setting.fp32_precision = allowed
         assert aten.needs_float64(a, "fp32")

@@ -35,14 +35,6 @@ BF16 = torch.bfloat16
 FLAGS = Flags(pads=False, tunes=False, graphs=False)
 
 
-@pytest.fixture(autouse=True)
-def _user_setting():
-    """TF32 as the user would set it, and back."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
-
-
 def fake(*shape: int, dtype=torch.float32, device="cuda") -> torch.Tensor:
     """In a fake mode, a tensor that is nowhere; column-major where the shape ends in "T"."""
     if shape[-1] == "T":

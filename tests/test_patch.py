@@ -77,15 +77,6 @@ def x(device) -> torch.Tensor:
     return torch.randn(3, 5, 12, device=device)
 
 
-@pytest.fixture
-def torch_setting():
-    """PyTorch's setting of the precision of products, put back afterwards."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    yield
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.fp32_precision = before
-
-
 def close(got, want) -> None:
     torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
 
@@ -154,7 +145,6 @@ APIS = {
 }
 
 
-@pytest.mark.usefixtures("torch_setting")
 @pytest.mark.parametrize("api", APIS)
 def test_obeys_torchs_setting_at_call_time(api, model, x) -> None:
     fastmm_op.patch(model)
@@ -163,7 +153,6 @@ def test_obeys_torchs_setting_at_call_time(api, model, x) -> None:
         assert calls(model, x) == [precision] * 3
 
 
-@pytest.mark.usefixtures("torch_setting")
 @pytest.mark.parametrize("api", APIS)
 def test_compiled_obeys_torchs_setting_at_call_time(api, model, x) -> None:
     fastmm_op.patch(model)
@@ -413,7 +402,7 @@ def test_bad_arguments(model) -> None:
     assert type(model.first) is nn.Linear
 
 
-def test_torchs_precision_is_read_where_its_settings_meet(torch_setting) -> None:
+def test_torchs_precision_is_read_where_its_settings_meet() -> None:
     assert patching.torchs_precision() == "fp32"
     torch.set_float32_matmul_precision("medium")
     assert patching.torchs_precision() == "tf32"
