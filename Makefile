@@ -30,8 +30,8 @@ demo:
 # Each runs on all cores, a thread a worker.
 test:
 	@status=0; export OMP_NUM_THREADS=1; for interpret in 1 0; do \
-	    echo "TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest -n auto tests/"; \
-	    TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest -n auto tests/ || status=$$?; \
+	    echo "TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest -n auto --dist worksteal tests/"; \
+	    TRITON_INTERPRET=$$interpret $(PYTHON) -m pytest -n auto --dist worksteal tests/ || status=$$?; \
 	done; exit $$status
 
 lint:

@@ -339,8 +339,11 @@ def test_compiled_kernels_refuse_cpu_tensors(tmp_path) -> None:
 # Machine code
 
 
+# Files that between them launch every kernel, by each of its roads.
+ROADS = ("direct, fp32", "direct, split", "packed in one read", "packed, fp16, split", "mixed")
+ROADS += ("packed, hi and lo", "one row, split", "one column")
 COMPILED = {
-    "sm_89": [*CASES.values(), SEEDS["seed, fp32, tf32, sm_89"]],
+    "sm_89": [*(CASES[name] for name in ROADS), SEEDS["seed, fp32, tf32, sm_89"]],
     "sm_90": [SEEDS["seed, fp32, tf32, sm_90"], SEEDS["seed, bf16, tf32, sm_90"]],
 }
 
@@ -369,8 +372,8 @@ def test_the_same_machine_code(arch, tmp_path, monkeypatch) -> None:
                 theirs = codegen.compile_launch(case.problem, step)
             assert instructions(theirs.asm["ptx"]) == instructions(ours.asm["ptx"]), key
             assert codegen.resources(theirs) == codegen.resources(ours), key
-    launched = {step.kernel for case in COMPILED[arch] for step in case.plan.launches}
-    assert {key[1] for key in done} == launched
+    if arch == "sm_89":
+        assert {key[1] for key in done} == {*codegen.KERNELS} - {"gemm_hopper"}
 
 
 def instructions(ptx: str) -> list[str]:
