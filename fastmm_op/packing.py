@@ -41,11 +41,21 @@ class GemmOperand:
 
 @dataclass(frozen=True)
 class Balance:
-    """Exponents that move powers of two between A's columns and B's rows (kernels/balance.py)."""
+    """Exponents that move powers of two between A's columns and B's rows (kernels/balance.py).
 
-    a: Pointer
-    b: Pointer
-    batch_stride: int
+    Attributes:
+        k_exp: of ``"a"`` and ``"b"``, for every k.
+        moved: for each BALANCE_BLOCK of K, whether any of them is not zero.
+        k_exp_stride, moved_stride: to the next batch item's; 0 if all share them.
+        maxima: of ``"a"`` and ``"b"``, where the largest exponent of each row goes; None for an
+            operand that is packed in one read.
+    """
+
+    k_exp: dict[str, Pointer]
+    moved: Pointer
+    k_exp_stride: int
+    moved_stride: int
+    maxima: dict[str, Pointer | None]
 
 
 def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, Launch]:
@@ -56,17 +66,36 @@ def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, L
     a, b = problem.a, problem.b
     shared = 0 in (a.batch_stride, b.batch_stride)
     groups = 1 if shared else problem.batch
-    k_exp = [workspace.take(groups * problem.K, "int32") for _ in range(2)]
+    blocks = cdiv(problem.K, BALANCE_BLOCK)
+    counts = {
+        buffer: packed_items(problem, buffer) * rows if packing_passes(problem, buffer) == 2 else 0
+        for buffer, rows in (("a", problem.M), ("b", problem.N))
+    }
+    balance = Balance(
+        {buffer: workspace.take(groups * problem.K, "int32") for buffer in counts},
+        workspace.take(groups * blocks, "int32"),
+        0 if shared else problem.K,
+        0 if shared else blocks,
+        {name: workspace.take(n, "int32") if n else None for name, n in counts.items()},
+    )
     launch = Launch(
         "balance",
-        groups * cdiv(problem.K, BALANCE_BLOCK),
-        (Pointer("a", problem.dtype), Pointer("b", problem.dtype), *k_exp)
-        + (problem.M, problem.N, problem.K, problem.batch // groups)
+        groups * blocks,
+        (Pointer("a", problem.dtype), Pointer("b", problem.dtype))
+        + (*balance.k_exp.values(), balance.moved, *balance.maxima.values())
+        + (problem.M, problem.N, problem.K, problem.batch // groups, *counts.values())
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride),
         {"BLOCK_K": BALANCE_BLOCK},
+        num_warps=8,
     )
-    return Balance(*k_exp, batch_stride=0 if shared else problem.K), launch
+    return balance, launch
+
+
+def packed_items(problem: Problem, buffer: str) -> int:
+    """Batch items of an operand that are packed: one, if all share it."""
+    operand = problem.a if buffer == "a" else problem.b
+    return 1 if operand.batch_stride == 0 else problem.batch
 
 
 def packing_passes(problem: Problem, buffer: str) -> int:
@@ -81,6 +110,11 @@ def widest_block(rows: int, sms: int) -> int:
     """Rows of one program that finds maxima: as wide as still leaves each SM two programs."""
     fitting = (block for block in (256, 128, 64) if rows >= block * 2 * sms)
     return next(fitting, 32)
+
+
+def block_spans(row_stride: int, k_stride: int, packed_pitch: int) -> tuple[int, int]:
+    """More than lies between two elements of any packing kernel's block, as read and packed."""
+    return 256 * row_stride + 1024 * k_stride, 256 * packed_pitch
 
 
 def pack_operand(
@@ -102,76 +136,66 @@ def pack_operand(
         alignment: the packed pitch is a multiple of this many elements.
     """
     operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
-    batch = 1 if operand.batch_stride == 0 else problem.batch
+    batch = packed_items(problem, buffer)
     pitch = round_up(problem.K, alignment)
     parts = problem.parts
     scaled = balance is not None
     packed = workspace.take(
         (batch * rows + wrap + slack_rows) * parts * pitch, "fp16" if scaled else problem.dtype
     )
-    row_exp = k_exp = None
-    k_exp_stride = 0
+    row_exp = k_exp = moved = maxima = None
+    balance_strides = (0, 0)
     if scaled:
         row_exp = workspace.take(batch * rows, "int32")
-        k_exp = balance.a if buffer == "a" else balance.b
-        k_exp_stride = balance.batch_stride
+        k_exp, moved, maxima = balance.k_exp[buffer], balance.moved, balance.maxima[buffer]
+        balance_strides = (balance.k_exp_stride, balance.moved_stride)
     source = Pointer(buffer, problem.dtype)
     strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
     sizes = (rows, problem.K, wrap)
     launches = []
 
-    if scaled and packing_passes(problem, buffer) == 1:
+    def blocks_of(block_r: int, block_k: int) -> dict[str, int | bool]:
+        """The constants of a kernel whose blocks are so large."""
+        sizes = {"BLOCK_R": block_r, "BLOCK_K": block_k, "BALANCE_BLOCK": BALANCE_BLOCK}
+        spans = block_spans(operand.row_stride, operand.k_stride, parts * pitch)
+        return sizes | {"WIDE": max(spans) >= 2**31}
+
+    if scaled and maxima is None:
         block_k = next_power_of_two(pitch)
         # Along memory: whole rows, or 16 neighbours (64 bytes) of each of a column's elements.
         block_r = max(1, 2048 // block_k) if operand.k_major else 16
         launches.append(
             Launch(
                 "pack_rows",
-                batch * cdiv(rows + wrap, block_r),
-                (source, packed, row_exp, k_exp, *sizes, *strides, pitch, k_exp_stride),
-                {
-                    "PARTS": parts,
-                    "BLOCK_R": block_r,
-                    "BLOCK_K": block_k,
-                    "K_MAJOR": operand.k_major,
-                },
+                batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)),
+                (source, packed, row_exp, k_exp, moved, *sizes, *strides, pitch, *balance_strides),
+                {"PARTS": parts, "K_MAJOR": operand.k_major, **blocks_of(block_r, block_k)},
                 num_warps=8 if block_k * block_r > 4096 else 4,
             )
         )
     else:
-        maxima = None
-        chunks = 1
-        max_pitch = round_up(batch * rows, PACK_ALIGNMENT)
         if scaled:
-            chunks = ROW_MAX_CHUNKS
-            maxima = workspace.take(chunks * max_pitch, "int32")
             if operand.k_major:
                 block_r, block_k = 8, 512
             else:
-                block_r = widest_block(batch * rows * chunks, problem.arch.sms)
+                block_r = widest_block(batch * rows * ROW_MAX_CHUNKS, problem.arch.sms)
                 block_k = 2048 // block_r
             launches.append(
                 Launch(
                     "row_max",
-                    batch * cdiv(rows, block_r) * chunks,
-                    (source, maxima, k_exp, rows, problem.K, max_pitch, *strides, k_exp_stride),
-                    {"CHUNKS": chunks, "BLOCK_R": block_r, "BLOCK_K": block_k},
+                    batch * cdiv(rows, block_r) * ROW_MAX_CHUNKS,
+                    (source, maxima, k_exp, moved, rows, problem.K, *strides, *balance_strides),
+                    {"CHUNKS": ROW_MAX_CHUNKS, **blocks_of(block_r, block_k)},
                 )
             )
         block_r, block_k = (16, 256) if operand.k_major else (64, 64)
         launches.append(
             Launch(
                 "pack_tiles",
-                batch * cdiv(rows + wrap, block_r) * cdiv(pitch, block_k),
-                (source, packed, maxima, row_exp, k_exp, *sizes, max_pitch, *strides)
-                + (pitch, k_exp_stride),
-                {
-                    "SCALED": scaled,
-                    "PARTS": parts,
-                    "CHUNKS": chunks,
-                    "BLOCK_R": block_r,
-                    "BLOCK_K": block_k,
-                },
+                batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)) * cdiv(pitch, block_k),
+                (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
+                + (pitch, *balance_strides),
+                {"SCALED": scaled, "PARTS": parts, **blocks_of(block_r, block_k)},
             )
         )
     shared = operand.batch_stride == 0

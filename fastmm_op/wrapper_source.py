@@ -14,6 +14,7 @@ from dataclasses import replace
 from fastmm_op.formula import Formula, node_of
 from fastmm_op.kernel_source import Definition, find_kernel
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
+from fastmm_op.packing import block_spans
 from fastmm_op.problem import COPY_BYTES, MIN_K_OF_PARTS, Operand, Problem
 
 TORCH_DTYPES = {
@@ -170,11 +171,20 @@ class Wrapper:
         if step.kernel == "pack_rows":
             width = constant["BLOCK_K"]
             yield f"{self.expression(arg['pitch'])} <= {width}", f"K must be at most {width}"
+        if "pack" in step.kernel and not constant["WIDE"]:
+            packed_pitch = constant["PARTS"] * arg["pitch"]
+            spans = block_spans(arg["stride_xr"], arg["stride_xk"], packed_pitch)
+            yield self.narrow(spans), "no two elements of one block may be 2**31 elements apart"
         if step.kernel == "gemv":
             name = "M" if self.problem.M == 1 else "N"
             yield f"{name} == 1", f"{name} must be 1"
         if step.kernel == "gemm":
             yield from self.gemm_demands(constant, arg)
+
+    def narrow(self, spans: tuple[Formula | int, ...]) -> str:
+        """That 32 bits hold every one of some spans."""
+        texts = dict.fromkeys(self.expression(span) for span in spans)
+        return f"max({', '.join(texts)}) < 2**31"
 
     def gemm_demands(self, constant: dict, arg: dict) -> Iterator[tuple[str, str]]:
         block_m, block_n, block_k = (constant[f"BLOCK_{axis}"] for axis in "MNK")
@@ -205,9 +215,7 @@ class Wrapper:
                 block_n * arg["stride_bn"] + block_k * arg["stride_bk"],
                 block_m * arg["N"],
             )
-            texts = dict.fromkeys(self.expression(span) for span in spans)
-            holds = f"max({', '.join(texts)}) < 2**31"
-            yield holds, "no two elements of one tile may be 2**31 elements apart"
+            yield self.narrow(spans), "no two elements of one tile may be 2**31 elements apart"
 
 
 def arguments(step: Launch, kernel: Definition) -> dict[str, Pointer | Descriptor | int | None]:

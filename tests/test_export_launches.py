@@ -74,6 +74,8 @@ def serves(exported: Plan, needed: Plan) -> bool:
             # What could be packed in one read may be read twice, not the other way round.
             if kernels_of(theirs[key]) != ["pack_rows"]:
                 return False
+            if not is_right(steps[-1], "WIDE", theirs[key][0].constexprs["WIDE"]):
+                return False
             continue
         for step, other in zip(steps, theirs[key], strict=True):
             if not all(is_right(step, name, x) for name, x in other.constexprs.items()):

@@ -100,27 +100,34 @@ def span(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) + 1
 
 
+def moved_elements(batch: int, arg: dict) -> int:
+    """Of what balancing says of its blocks, what a packing kernel reads."""
+    return span((batch, -(-arg["K"] // arg["BALANCE_BLOCK"])), (arg["stride_moved"], 1))
+
+
 def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     """How far past each pointer that may be workspace a kernel reads or writes, in elements."""
     if step.kernel in ("pack_rows", "pack_tiles"):
-        blocks = -(-(arg["R"] + arg["wrap"]) // arg["BLOCK_R"])
+        blocks = sum(-(-rows // arg["BLOCK_R"]) for rows in (arg["R"], arg["wrap"]))
         if step.kernel == "pack_tiles":
             blocks *= -(-arg["pitch"] // arg["BLOCK_K"])
         assert step.grid % blocks == 0
         rows = step.grid // blocks * arg["R"]
         k_exp = span((step.grid // blocks, arg["K"]), (arg["stride_k_exp"], 1))
         packed = (rows + arg["wrap"]) * arg["PARTS"] * arg["pitch"]
-        reached = {"packed_ptr": packed, "exp_ptr": rows, "k_exp_ptr": k_exp}
-        if step.kernel == "pack_tiles":
-            reached["max_ptr"] = span((arg["CHUNKS"], rows), (arg["max_pitch"], 1))
-        return reached
+        moved = moved_elements(step.grid // blocks, arg)
+        reached = {"packed_ptr": packed, "exp_ptr": rows, "k_exp_ptr": k_exp, "moved_ptr": moved}
+        return reached | {"largest_ptr": rows}
     if step.kernel == "row_max":
         batch = step.grid // arg["CHUNKS"] // -(-arg["R"] // arg["BLOCK_R"])
         k_exp = span((batch, arg["K"]), (arg["stride_k_exp"], 1))
-        return {"max_ptr": arg["CHUNKS"] * arg["max_pitch"], "k_exp_ptr": k_exp}
+        moved = moved_elements(batch, arg)
+        return {"largest_ptr": batch * arg["R"], "k_exp_ptr": k_exp, "moved_ptr": moved}
     if step.kernel == "balance":
         groups = step.grid // -(-arg["K"] // arg["BLOCK_K"])
-        return dict.fromkeys(("a_exp_ptr", "b_exp_ptr"), groups * arg["K"])
+        exponents = dict.fromkeys(("a_exp_ptr", "b_exp_ptr"), groups * arg["K"])
+        maxima = {"a_largest_ptr": arg["a_count"], "b_largest_ptr": arg["b_count"]}
+        return exponents | maxima | {"moved_ptr": step.grid}
     if step.kernel == "gemv":
         return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"]}
     m, n, k, batch, products = arg["M"], arg["N"], arg.get("K"), arg["batch"], arg["split_k"]

@@ -49,7 +49,7 @@ def packed_panels(step: Step, rows: int, reverse: bool) -> Iterator[tuple[tuple[
 def operand_items(step: Step) -> int:
     """Batch items that a packing kernel goes through, read off its grid."""
     args, constexprs = step.args, step.launch.constexprs
-    blocks = cdiv(args["R"] + args.get("wrap", 0), constexprs["BLOCK_R"])
+    blocks = sum(cdiv(rows, constexprs["BLOCK_R"]) for rows in (args["R"], args.get("wrap", 0)))
     if step.launch.kernel == "pack_tiles":
         blocks *= cdiv(args["pitch"], constexprs["BLOCK_K"])
     if step.launch.kernel == "row_max":
@@ -95,7 +95,7 @@ def row_max(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float
     read = step.args["K"] * ITEMSIZE[source.dtype]
     for panel, height in packed_panels(step, rows[source.buffer], False):
         cache.read((*key(source), *panel), height * read)
-        cache.write((*key(step.args["max_ptr"]), *panel), height * 4 * constexprs["CHUNKS"])
+        cache.write((*key(step.args["largest_ptr"]), *panel), height * 4)
     steps = cdiv(cdiv(step.args["K"], constexprs["BLOCK_K"]), constexprs["CHUNKS"])
     return steps * unrolled(step, constexprs["BLOCK_R"] * constexprs["BLOCK_K"], source.dtype)
 

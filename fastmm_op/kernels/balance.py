@@ -13,13 +13,15 @@ data then gives the same bits whatever was sampled.
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import NO_EXPONENT, exponent_of
+from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude
 
 # Rows of each operand that are looked at, in runs of neighbours that share memory sectors.
 SAMPLES = tl.constexpr(32)
 RUN = tl.constexpr(8)
 DEADBAND = tl.constexpr(16)
 LARGEST_SHIFT = tl.constexpr(120)
+# Elements of K, spread over all of it, by which the whole of A is compared to the whole of B.
+SPREAD = tl.constexpr(32)
 
 
 @triton.jit
@@ -27,13 +29,26 @@ def sampled_exponents(
     x_ptr, item, items, R, offs_k, mask_k, stride_xb, stride_xr, stride_xk,
 ):  # fmt: skip
     """The largest exponent at each k among sampled rows of items [item, item + items)."""
-    sample = tl.arange(0, SAMPLES).to(tl.int64)
+    sample = tl.arange(0, SAMPLES)
     rows = tl.cast(R, tl.int64) * items
-    row = tl.minimum(sample // RUN * rows // (SAMPLES // RUN) + sample % RUN, rows - 1)
-    starts = x_ptr + (item + row // R) * stride_xb + row % R * stride_xr
-    x_ptrs = starts[:, None] + offs_k[None, :] * stride_xk
+    row = tl.minimum(sample // RUN * (rows // (SAMPLES // RUN)) + sample % RUN, rows - 1)
+    if items > 1:
+        starts = row // R * stride_xb + row % R * stride_xr
+    else:
+        starts = row * stride_xr
+    x_ptrs = x_ptr + item * stride_xb + (starts[:, None] + offs_k[None, :] * stride_xk)
     x = tl.load(x_ptrs, mask=mask_k[None, :], other=0.0)
-    return tl.max(exponent_of(x), 0)
+    return exponent_of(tl.max(finite_magnitude(x), 0))
+
+
+@triton.jit
+def forget_maxima(largest_ptr, count):
+    """Fill (count,) with NO_EXPONENT, shared out among all programs."""
+    BLOCK: tl.constexpr = 1024
+    for first in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+        offs = first + tl.arange(0, BLOCK)
+        nothing = tl.full((BLOCK,), NO_EXPONENT, tl.int32)
+        tl.store(largest_ptr + offs, nothing, mask=offs < count)
 
 
 @triton.jit
@@ -42,7 +57,9 @@ def balance_kernel(
     b_ptr,  # (batch, N, K), any strides
     a_exp_ptr,  # (batch / items, K) int32: e
     b_exp_ptr,  # (batch / items, K) int32: -e
-    M, N, K, items,
+    moved_ptr,  # (batch / items, cdiv(K, BLOCK_K)) int32: whether any e there is not zero
+    a_largest_ptr, b_largest_ptr,  # (a_count,), (b_count,) int32 for row_max_kernel, or None
+    M, N, K, items, a_count, b_count,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     BLOCK_K: tl.constexpr,
@@ -50,16 +67,20 @@ def balance_kernel(
     """e for BLOCK_K of K, the same for ``items`` batch items in a row.
 
     What counts is the difference to how the whole of A compares to the whole of B, which every
-    program judges by the same BLOCK_K elements of the sampled rows, spread over K.
+    program judges by the same SPREAD elements of the sampled rows.
     """
+    if a_largest_ptr is not None:
+        forget_maxima(a_largest_ptr, a_count)
+    if b_largest_ptr is not None:
+        forget_maxima(b_largest_ptr, b_count)
     blocks_k = tl.cdiv(K, BLOCK_K)
     group = (tl.program_id(0) // blocks_k).to(tl.int64)
     item = group * items
     offs = tl.arange(0, BLOCK_K).to(tl.int64)
     offs_k = tl.program_id(0) % blocks_k * BLOCK_K + offs
-    spread_k = offs * K // BLOCK_K
     mask_k = offs_k < K
-    everywhere = offs >= 0
+    spread_k = tl.arange(0, SPREAD).to(tl.int64) * K // SPREAD
+    everywhere = spread_k >= 0
     a_exp = sampled_exponents(
         a_ptr, item, items, M, offs_k, mask_k, stride_ab, stride_am, stride_ak
     )
@@ -80,3 +101,4 @@ def balance_kernel(
     shift = tl.where(moved, shift, 0)
     tl.store(a_exp_ptr + group * K + offs_k, shift, mask=mask_k)
     tl.store(b_exp_ptr + group * K + offs_k, -shift, mask=mask_k)
+    tl.store(moved_ptr + tl.program_id(0), tl.max(tl.abs(shift), 0))

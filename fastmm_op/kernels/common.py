@@ -21,13 +21,19 @@ def tile_coordinates(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def exponent_of(x):
-    """floor(log2(|x|)) of fp32 as int32; NO_EXPONENT for zero, Inf and NaN.
+def finite_magnitude(x):
+    """|x| of fp32 as int32 bits, which compare as the numbers do; 0 for Inf and NaN."""
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.where(bits < 0x7F800000, bits, 0)
+
+
+@triton.jit
+def exponent_of(magnitude):
+    """floor(log2) of what finite_magnitude returned, as int32; NO_EXPONENT for zero.
 
     Subnormals count as 2**-126: scaled as if they were, they are still normal numbers of fp16.
     """
-    field = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
-    return tl.where((x == 0.0) | (field == 0xFF), NO_EXPONENT, tl.maximum(field, 1) - 127)
+    return tl.where(magnitude == 0, NO_EXPONENT, tl.maximum(magnitude >> 23, 1) - 127)
 
 
 @triton.jit

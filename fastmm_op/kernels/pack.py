@@ -17,13 +17,14 @@ operand is, and has its sign, so that the sum is what IEEE arithmetic makes it.
 16-bit inputs are copied as they are.
 
 ``wrap`` more rows than there are repeat the first ones, for kernels/gemm_hopper.py reads across the
-end; only a single batch item may have them.
+end; only a single batch item may have them. They are blocks of their own, so that the rows of a
+block are neighbours in memory.
 """
 
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, power_of_two
+from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude, power_of_two
 
 INF = tl.constexpr(float("inf"))
 FP16_TINY = tl.constexpr(2.0**-24)
@@ -68,9 +69,25 @@ def store_parts(packed_ptrs, x, exponent, mask, pitch, PARTS: tl.constexpr):
 
 
 @triton.jit
-def source_rows(offs_r, R):
-    """Which row to read for a packed row: rows from R on repeat the first ones."""
-    return tl.where(offs_r < R, offs_r, offs_r - R)
+def anything_moved(moved_ptr, first_k, last_k, BALANCE_BLOCK: tl.constexpr):
+    """Whether balancing moved a power of two anywhere in [first_k, last_k); rarely so."""
+    offs = tl.arange(0, 64)
+    last = tl.cdiv(last_k, BALANCE_BLOCK)
+    largest = tl.zeros((64,), tl.int32)
+    for block in range(first_k // BALANCE_BLOCK, last, 64):
+        moved = tl.load(moved_ptr + block + offs, mask=block + offs < last, other=0)
+        largest = tl.maximum(largest, moved)
+    return tl.max(largest, 0) > 0
+
+
+@triton.jit
+def block_rows(block, R, wrap, BLOCK_R: tl.constexpr):
+    """First row to read, first packed row, number of rows; blocks past R repeat the first rows."""
+    blocks = tl.cdiv(R, BLOCK_R)
+    wraps = block >= blocks
+    source = tl.where(wraps, block - blocks, block).to(tl.int64) * BLOCK_R
+    count = tl.minimum(tl.where(wraps, wrap, R) - source, BLOCK_R).to(tl.int32)
+    return source, source + tl.where(wraps, R, 0), count
 
 
 @triton.jit
@@ -78,105 +95,147 @@ def pack_rows_kernel(
     x_ptr,  # (batch, R, K), any strides
     packed_ptr,  # (batch * R + wrap, PARTS * pitch)
     exp_ptr,  # (batch * R,) int32
-    k_exp_ptr,  # (batch or 1, K) int32
+    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
     R, K, wrap,
     stride_xb, stride_xr, stride_xk,
-    pitch, stride_k_exp,
+    pitch, stride_k_exp, stride_moved,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Scale and pack in one read: a program holds BLOCK_R whole rows, BLOCK_K >= pitch."""
-    blocks_r = tl.cdiv(R + wrap, BLOCK_R)
+    """Scale and pack in one read: a program holds BLOCK_R whole rows, BLOCK_K >= pitch.
+
+    WIDE (here and below): an offset between elements of one block exceeds 32 bits.
+    """
+    blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     batch = (tl.program_id(0) // blocks_r).to(tl.int64)
-    offs_r = (tl.program_id(0) % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
-    rows = source_rows(offs_r, R)
-    x_ptr += batch * stride_xb
+    source, target, count = block_rows(tl.program_id(0) % blocks_r, R, wrap, BLOCK_R)
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_r = offs_r < count
+    at_r, at_k = offs_r, offs_k
+    if WIDE:
+        at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
+    x_ptr += batch * stride_xb + source * stride_xr
     if K_MAJOR:
-        mask = (offs_r < R + wrap)[:, None] & (offs_k < K)[None, :]
-        x_ptrs = x_ptr + rows[:, None] * stride_xr + offs_k[None, :] * stride_xk
-        x = tl.load(x_ptrs, mask=mask, other=0.0)
+        x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
+        x = tl.load(x_ptrs, mask=mask_r[:, None] & (offs_k < K)[None, :], other=0.0)
     else:
-        mask = (offs_k < K)[:, None] & (offs_r < R + wrap)[None, :]
-        x_ptrs = x_ptr + offs_k[:, None] * stride_xk + rows[None, :] * stride_xr
-        x = tl.trans(tl.load(x_ptrs, mask=mask, other=0.0))
-    k_exp = tl.load(k_exp_ptr + batch * stride_k_exp + offs_k, mask=offs_k < K, other=0)
-    row_exp = row_exponent(tl.max(exponent_of(x) + k_exp[None, :], 1))
-    packed_rows = batch * R + offs_r
-    packed_ptrs = packed_ptr + packed_rows[:, None] * (pitch * PARTS) + offs_k[None, :]
-    mask = (offs_r < R + wrap)[:, None] & (offs_k < pitch)[None, :]
-    store_parts(packed_ptrs, x, k_exp[None, :] - row_exp[:, None], mask, pitch, PARTS)
-    tl.store(exp_ptr + packed_rows, row_exp, mask=offs_r < R)
+        x_ptrs = x_ptr + (at_k[:, None] * stride_xk + at_r[None, :] * stride_xr)
+        x = tl.trans(tl.load(x_ptrs, mask=(offs_k < K)[:, None] & mask_r[None, :], other=0.0))
+    packed_row = batch * R + target
+    packed_ptrs = packed_ptr + packed_row * (pitch * PARTS)
+    packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
+    mask = mask_r[:, None] & (offs_k < pitch)[None, :]
+    if anything_moved(moved_ptr + batch * stride_moved, 0, K, BALANCE_BLOCK):
+        k_exp = tl.load(k_exp_ptr + batch * stride_k_exp + offs_k, mask=offs_k < K, other=0)
+        exponents = exponent_of(finite_magnitude(x)) + k_exp[None, :]
+        row_exp = row_exponent(tl.max(exponents, 1))
+        store_parts(packed_ptrs, x, k_exp[None, :] - row_exp[:, None], mask, pitch, PARTS)
+    else:
+        row_exp = row_exponent(exponent_of(tl.max(finite_magnitude(x), 1)))
+        store_parts(packed_ptrs, x, -row_exp[:, None], mask, pitch, PARTS)
+    tl.store(exp_ptr + packed_row + offs_r, row_exp, mask=target + offs_r < R)
 
 
 @triton.jit
 def row_max_kernel(
     x_ptr,  # (batch, R, K), any strides
-    max_ptr,  # (chunks, max_pitch) int32, batch * R in use
-    k_exp_ptr,  # (batch or 1, K) int32
-    R, K, max_pitch,
+    largest_ptr,  # (batch * R,) int32, NO_EXPONENT everywhere
+    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
+    R, K,
     stride_xb, stride_xr, stride_xk,
-    stride_k_exp,
+    stride_k_exp, stride_moved,
     CHUNKS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The largest exponent of each row, balanced, in each of CHUNKS parts of K."""
+    """The largest exponent of each row, balanced; each of CHUNKS programs looks at a part of K."""
     blocks_r = tl.cdiv(R, BLOCK_R)
     chunk = tl.program_id(0) % CHUNKS
     batch = (tl.program_id(0) // CHUNKS // blocks_r).to(tl.int64)
-    offs_r = (tl.program_id(0) // CHUNKS % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    mask_r = offs_r < R
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), CHUNKS)
-    largest = tl.full((BLOCK_R, BLOCK_K), NO_EXPONENT, tl.int32)
-    x_ptrs = x_ptr + batch * stride_xb + offs_r[:, None] * stride_xr
-    k_exp_ptr += batch * stride_k_exp
-    for step in range(chunk * steps, (chunk + 1) * steps):
-        offs_k = tl.cast(step, tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
-        mask = mask_r[:, None] & (offs_k[None, :] < K)
-        x = tl.load(x_ptrs + offs_k[None, :] * stride_xk, mask=mask, other=0.0)
-        k_exp = tl.load(k_exp_ptr + offs_k, mask=offs_k < K, other=0)
-        largest = tl.maximum(largest, exponent_of(x) + k_exp[None, :])
-    row = batch * R + offs_r
-    max_ptrs = max_ptr + chunk.to(tl.int64) * max_pitch + row
-    tl.store(max_ptrs, tl.max(largest, 1), mask=mask_r)
+    first_r = (tl.program_id(0) // CHUNKS % blocks_r).to(tl.int64) * BLOCK_R
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_r = offs_r < tl.minimum(R - first_r, BLOCK_R).to(tl.int32)
+    steps = tl.cdiv(K, BLOCK_K)
+    first = chunk * tl.cdiv(steps, CHUNKS)
+    last = tl.minimum(first + tl.cdiv(steps, CHUNKS), steps)
+    at_r, at_k = offs_r, offs_k
+    if WIDE:
+        at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
+    x_ptr += batch * stride_xb + first_r * stride_xr
+    x_offs = at_r[:, None] * stride_xr + at_k[None, :] * stride_xk
+    step_x = tl.cast(stride_xk, tl.int64) * BLOCK_K
+    first_k, last_k = first * BLOCK_K, tl.minimum(last * BLOCK_K, K)
+    if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
+        exponents = tl.full((BLOCK_R, BLOCK_K), NO_EXPONENT, tl.int32)
+        k_exp_ptr += batch * stride_k_exp
+        for step in range(first, last):
+            mask_k = offs_k < K - step * BLOCK_K
+            x_ptrs = x_ptr + step * step_x + x_offs
+            x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+            k_exp = tl.load(k_exp_ptr + step * BLOCK_K + offs_k, mask=mask_k, other=0)
+            exponents = tl.maximum(exponents, exponent_of(finite_magnitude(x)) + k_exp[None, :])
+        largest = tl.max(exponents, 1)
+    else:
+        magnitudes = tl.zeros((BLOCK_R, BLOCK_K), tl.int32)
+        for step in range(first, last):
+            mask_k = offs_k < K - step * BLOCK_K
+            x_ptrs = x_ptr + step * step_x + x_offs
+            x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+            magnitudes = tl.maximum(magnitudes, finite_magnitude(x))
+        largest = exponent_of(tl.max(magnitudes, 1))
+    # Whichever program comes first, the largest is the same.
+    tl.atomic_max(largest_ptr + batch * R + first_r + offs_r, largest, mask=mask_r, sem="relaxed")
 
 
 @triton.jit
 def pack_tiles_kernel(
     x_ptr,  # (batch, R, K), any strides
     packed_ptr,  # (batch * R + wrap, PARTS * pitch)
-    max_ptr,  # (chunks, max_pitch) int32, batch * R in use, read if SCALED
+    largest_ptr,  # (batch * R,) int32 of row_max_kernel, read if SCALED
     exp_ptr,  # (batch * R,) int32, written if SCALED
-    k_exp_ptr,  # (batch or 1, K) int32, read if SCALED
-    R, K, wrap, max_pitch,
+    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them, read if SCALED
+    R, K, wrap,
     stride_xb, stride_xr, stride_xk,
-    pitch, stride_k_exp,
-    SCALED: tl.constexpr, PARTS: tl.constexpr, CHUNKS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    pitch, stride_k_exp, stride_moved,
+    SCALED: tl.constexpr, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Pack one (BLOCK_R, BLOCK_K) tile, scaled by the maxima of row_max_kernel or copied as it is.
 
     Tiles are walked in the reverse of row_max_kernel's order: what it read last is still in L2.
     """
     blocks_k = tl.cdiv(pitch, BLOCK_K)
-    blocks_r = tl.cdiv(R + wrap, BLOCK_R)
+    blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    block_k = tile % blocks_k
+    first_k = tile % blocks_k * BLOCK_K
     batch = (tile // blocks_k // blocks_r).to(tl.int64)
-    offs_r = (tile // blocks_k % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    offs_k = block_k * BLOCK_K + tl.arange(0, BLOCK_K).to(tl.int64)
-    rows = source_rows(offs_r, R)
-    inside = offs_r < R + wrap
-    x_ptrs = x_ptr + batch * stride_xb + rows[:, None] * stride_xr + offs_k[None, :] * stride_xk
-    x = tl.load(x_ptrs, mask=inside[:, None] & (offs_k < K)[None, :], other=0.0)
-    packed_rows = batch * R + offs_r
-    packed_ptrs = packed_ptr + packed_rows[:, None] * (pitch * PARTS) + offs_k[None, :]
-    mask = inside[:, None] & (offs_k < pitch)[None, :]
+    source, target, count = block_rows(tile // blocks_k % blocks_r, R, wrap, BLOCK_R)
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_r = offs_r < count
+    mask_k = offs_k < K - first_k
+    at_r, at_k = offs_r, offs_k
+    if WIDE:
+        at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
+    x_ptr += batch * stride_xb + source * stride_xr + first_k.to(tl.int64) * stride_xk
+    x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
+    x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+    packed_row = batch * R + target
+    packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
+    packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
+    mask = mask_r[:, None] & (offs_k < pitch - first_k)[None, :]
     if SCALED:
-        offs_c = tl.arange(0, CHUNKS).to(tl.int64)
-        max_ptrs = max_ptr + offs_c[:, None] * max_pitch + (batch * R + rows)[None, :]
-        row_exp = row_exponent(tl.max(tl.load(max_ptrs, mask=inside[None, :], other=0), 0))
-        k_exp = tl.load(k_exp_ptr + batch * stride_k_exp + offs_k, mask=offs_k < K, other=0)
-        store_parts(packed_ptrs, x, k_exp[None, :] - row_exp[:, None], mask, pitch, PARTS)
-        if block_k == 0:
-            tl.store(exp_ptr + packed_rows, row_exp, mask=offs_r < R)
+        largest_ptrs = largest_ptr + (batch * R + source) + offs_r
+        row_exp = row_exponent(tl.load(largest_ptrs, mask=mask_r, other=0))
+        last_k = tl.minimum(first_k + BLOCK_K, K)
+        if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
+            k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
+            k_exp = tl.load(k_exp_ptrs, mask=mask_k, other=0)
+            store_parts(packed_ptrs, x, k_exp[None, :] - row_exp[:, None], mask, pitch, PARTS)
+        else:
+            store_parts(packed_ptrs, x, -row_exp[:, None], mask, pitch, PARTS)
+        if first_k == 0:
+            tl.store(exp_ptr + packed_row + offs_r, row_exp, mask=target + offs_r < R)
     else:
         tl.store(packed_ptrs, x, mask=mask)
