@@ -80,6 +80,7 @@ TILES = {
     # keep the compiler on mma.sync, which is faster here (n=512 on the H200: 14.5 us against 52;
     # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
     ("sm_90", "fp32"): (
+        Tile("gemm", 32, 128, 64, 4, 3, 1.00),
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
         Tile("gemm", 32, 64, 32, 4, 3, 0.80),
         Tile("gemm", 32, 32, 64, 4, 3, 0.60),

@@ -162,8 +162,9 @@ def pack_operand(
 
     if scaled and maxima is None:
         block_k = next_power_of_two(pitch)
-        # Along memory: whole rows, or 16 neighbours (64 bytes) of each of a column's elements.
-        block_r = max(1, 2048 // block_k) if operand.k_major else 16
+        # Along memory: whole rows, or neighbours in at least one sector of a column's elements; so
+        # few that an SM holds several programs.
+        block_r = max(1, 2048 // block_k) if operand.k_major else max(8, min(64, 8192 // block_k))
         launches.append(
             Launch(
                 "pack_rows",
@@ -196,6 +197,7 @@ def pack_operand(
                 (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
                 + (pitch, *balance_strides),
                 {"SCALED": scaled, "PARTS": parts, **blocks_of(block_r, block_k)},
+                num_warps=4 * parts,
             )
         )
     shared = operand.batch_stride == 0

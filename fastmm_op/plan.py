@@ -44,6 +44,11 @@ from fastmm_op.problem import (
 # Rows of tiles that are walked together, so that L2 keeps their operands. For the persistent kernel
 # 4, 8 and 16 differ by no more than runs do (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
 GROUP_M = {"gemm": 8, "gemm_hopper": 4}
+# TMA's boxes are at most so wide along memory where shared memory is swizzled.
+TMA_BOX_BYTES = 128
+# The sum over splits: partial sums of one element that a program reads at once, and all it reads.
+REDUCE_DEPTH = 256
+REDUCE_ELEMENTS = 4096
 
 
 @lru_cache(maxsize=4096)
@@ -177,10 +182,15 @@ def gemm_hopper_launch(
         )
     work = cdiv(M, tile.block_m) * cdiv(N, tile.block_n) * batch * choice.split
     epilogue = product_epilogue(problem, choice)
+    slice_n = hopper_slice_columns(epilogue)
+    c_desc = None
+    if stores_are_aligned(problem, choice) and classes == 1 and not epilogue.residual:
+        slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
+        c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
-        (a_desc, a_class_desc, b_desc, target, a.row_exp, b.row_exp)
+        (a_desc, a_class_desc, b_desc, target, c_desc, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
         + (M, N, K, batch, choice.split, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
@@ -196,7 +206,7 @@ def gemm_hopper_launch(
             "SCALED": a.row_exp is not None and choice.split == 1,
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
-            "SLICE_N": hopper_slice_columns(epilogue),
+            "SLICE_N": slice_n,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
@@ -262,8 +272,8 @@ def reduce_launch(
     rows, columns = (problem.batch * problem.M, problem.N)
     if not by_rows:
         rows, columns = 1, rows * columns
-    block_s = min(16, next_power_of_two(choice.split))
-    block_n = max(32, min(256, next_power_of_two(columns)))
+    block_s = min(REDUCE_DEPTH, next_power_of_two(choice.split))
+    block_n = max(32, min(256, REDUCE_ELEMENTS // block_s, next_power_of_two(columns)))
     return Launch(
         "reduce",
         rows * cdiv(columns, block_n),
@@ -278,6 +288,7 @@ def reduce_launch(
             "BLOCK_N": block_n,
             "ACTIVATION": epilogue.activation,
         },
+        num_warps=8 if block_s * block_n > REDUCE_ELEMENTS else 4,
     )
 
 

@@ -14,8 +14,10 @@ summed. One program per SM walks over the work items (batch, tile, split). In it
 which hand slots to each other through the mbarriers `full` and `empty`, the scheme of CUTLASS's
 "cooperative" kernel. What an odd N costs is decided by how C is written:
 
-    aligned    C's rows start on 16-byte boundaries: consumers store whole 32-byte sectors.
-    classes    C's rows do not, and such stores would straddle sectors. Rows equal modulo
+    aligned    C's rows start on 16-byte boundaries: TMA stores slices of a tile from shared memory,
+               two on their way at a time; or, where a residual is added to them, consumers store
+               whole 32-byte sectors.
+    classes    C's rows do not, and sectors would be straddled. Rows equal modulo
                CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
                boundary; the columns this leaves at the left wrap around to the end of the class's
@@ -31,6 +33,7 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -40,10 +43,11 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fastmm_op.kernels.epilogue import activated, add_residual
 
-# Triton 3.9 renamed it.
+# Triton 3.9 renamed them.
 tma_load = getattr(tma, "async_load", None) or getattr(tma, "async_copy_global_to_shared", None)
-if tma_load is None or not hasattr(gl, "warp_specialize"):
-    raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA loads or warp_specialize")
+tma_store = getattr(tma, "async_store", None) or getattr(tma, "async_copy_shared_to_global", None)
+if tma_load is None or tma_store is None or not hasattr(gl, "warp_specialize"):
+    raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA or warp_specialize")
 
 BLOCK_M = gl.constexpr(128)
 BLOCK_K = gl.constexpr(64)
@@ -269,8 +273,25 @@ def store_slice(
 
 
 @gluon.jit
+def copy_slice(
+    c_desc, c_smem, x, z, row0, col0, BUFFER: gl.constexpr, ACTIVATION: gl.constexpr,
+):  # fmt: skip
+    """Starts TMA's copy of activation(x) to (64, SLICE_N) of C, which leaves out what is outside.
+
+    c_smem: two buffers, of which the last two copies used one each.
+    """
+    SLICE_N: gl.constexpr = x.shape[1]
+    y = activated(x, ACTIVATION, c_desc.dtype)
+    buffer = c_smem.index(BUFFER)
+    tma.store_wait(1)
+    buffer.reshape([WARPGROUP_M, SLICE_N]).store(y)
+    fence_async_shared()
+    tma_store(c_desc, [z, row0, col0], buffer)
+
+
+@gluon.jit
 def consumer(
-    c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c, epilogue,
+    output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c, epilogue,
     INDEX: gl.constexpr,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     CLASSES: gl.constexpr, VECTOR: gl.constexpr,
@@ -285,6 +306,7 @@ def consumer(
     M, N, K, batch, split_k = sizes
     row_exp_step, col_exp_step = exp_steps
     stride_cz, stride_cm = strides_c
+    c_ptr, c_desc, c_smem = output
     bias_ptr, residual_ptr = epilogue
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
@@ -340,13 +362,18 @@ def consumer(
                 x = apply_exponents(x, row_e, col_e, wide)
             if bias_ptr is not None:
                 x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
-            store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
-                        stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
+            if c_desc is not None:
+                copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i % 2, ACTIVATION)
+            else:
+                store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
+                            stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
+    if c_desc is not None:
+        tma.store_wait(0)  # shared memory lives no longer than the program
 
 
 def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
-    """How a TMA box of ``"fp16"`` or ``"bf16"`` lies in shared memory for wgmma."""
-    element = {"fp16": gl.float16, "bf16": gl.bfloat16}[dtype]
+    """How a TMA box lies in shared memory, for wgmma too."""
+    element = {"fp16": gl.float16, "bf16": gl.bfloat16, "fp32": gl.float32}[dtype]
     return gl.NVMMASharedLayout.get_default_for(list(box), element)
 
 
@@ -369,7 +396,7 @@ STRIDES += ["lo_offset"]
 @gluon.jit(do_not_specialize=[*SIZES, *STRIDES])  # TMA gains nothing from their divisibility
 def gemm_hopper_kernel(
     a_desc, a_class_desc, b_desc,  # (batch, M, K) or (batch, K, M); (M // CLASSES, CLASSES, K)
-    c_ptr,  # (split_k * batch, M, N), unscaled partial sums if split_k > 1
+    c_ptr, c_desc,  # (split_k * batch, M, N), unscaled partial sums if split_k > 1; c_desc or None
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
     M, N, K, batch, split_k,
@@ -381,7 +408,7 @@ def gemm_hopper_kernel(
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
-    SLICE_N: columns of C that are finished and stored at a time, 32 or 64.
+    SLICE_N: columns of C that are finished and stored at a time, 32 or 64; at most 128 bytes for TMA.
     """
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
@@ -399,17 +426,23 @@ def gemm_hopper_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     ring = (a_smem, b_smem, full, empty)
+    outputs = ((c_ptr, None, None), (c_ptr, None, None))
+    if c_desc is not None:
+        c_shape: gl.constexpr = [2] + c_desc.block_shape
+        c_smem_0 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
+        c_smem_1 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
+        outputs = ((c_ptr, c_desc, c_smem_0), (c_ptr, c_desc, c_smem_1))
     sizes = (M, N, K, batch, split_k)
     exp_steps = (row_exp_step, col_exp_step)
     strides_c = (stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
     gl.warp_specialize([
-        (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes, exp_steps,
-                    strides_c, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
-        (consumer, (c_ptr, row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes, exp_steps,
-                    strides_c, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
-                    A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+        (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
+                    exp_steps, strides_c, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES,
+                    VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+        (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
+                    exp_steps, strides_c, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES,
+                    VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
                     stride_cm, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
                     A_K_MAJOR, B_K_MAJOR)),
