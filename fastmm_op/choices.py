@@ -220,14 +220,15 @@ def count_tiles(problem: Problem, tile: Tile) -> int:
 
 
 def whole_tiles(problem: Problem, choice: Choice) -> int:
-    """Tiles that one program computes, the first ones: full waves, if the rest is shared."""
-    tiles = count_tiles(problem, choice.tile)
-    return tiles // problem.arch.sms * problem.arch.sms if choice.tail_split > 1 else tiles
+    """Tiles that tail_split does not concern, the first ones: full waves, if the rest is shared."""
+    return count_tiles(problem, choice.tile) - tail_tiles(problem, choice)
 
 
 def tail_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles, the last ones, that tail_split programs share; 0 if none are."""
-    return count_tiles(problem, choice.tile) - whole_tiles(problem, choice)
+    if choice.tail_split == 1:
+        return 0
+    return count_tiles(problem, choice.tile) % problem.arch.sms
 
 
 def epilogue_fits(problem: Problem, choice: Choice) -> bool:
