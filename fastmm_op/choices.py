@@ -1,7 +1,7 @@
 """Every legal way to compute a product: what is packed, by which kernel and tile, how split."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from fastmm_op.problem import (
@@ -15,6 +15,8 @@ from fastmm_op.problem import (
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# Programs that may share each tile of a last, partly filled wave.
+TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,21 @@ class Tile:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to compute a problem, before it is written out as launches."""
+    """One way to compute a problem, before it is written out as launches.
+
+    Attributes:
+        pack_a, pack_b: whether the operand is rewritten first.
+        tile: the kernel and its tile.
+        split: programs that share K of every tile.
+        tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
+            only for the Hopper kernel without a split.
+    """
 
     pack_a: bool
     pack_b: bool
     tile: Tile
     split: int
+    tail_split: int = 1
 
 
 # How the main loop gets its operands, and the tiles worth choosing from, largest first. What the
@@ -189,6 +200,36 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
                 if deep_enough and epilogue_fits(problem, choice):
                     yield choice
+                    yield from tail_splits(problem, choice)
+
+
+def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
+    """The choice with its last wave shared, in each legal way."""
+    tile = choice.tile
+    if tile.kernel != "gemm_hopper" or choice.split > 1:
+        return
+    if count_tiles(problem, tile) % problem.arch.sms == 0:
+        return
+    for tail_split in TAIL_SPLITS:
+        if cdiv(problem.K, tail_split) >= 2 * tile.block_k:
+            yield replace(choice, tail_split=tail_split)
+
+
+def count_tiles(problem: Problem, tile: Tile) -> int:
+    """Tiles of C, batch included."""
+    return problem.batch * cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
+
+
+def whole_tiles(problem: Problem, choice: Choice) -> int:
+    """Tiles that tail_split does not concern, the first ones: full waves, if the rest is shared."""
+    return count_tiles(problem, choice.tile) - tail_tiles(problem, choice)
+
+
+def tail_tiles(problem: Problem, choice: Choice) -> int:
+    """Tiles, the last ones, that tail_split programs share; 0 if none are."""
+    if choice.tail_split == 1:
+        return 0
+    return count_tiles(problem, choice.tile) % problem.arch.sms
 
 
 def epilogue_fits(problem: Problem, choice: Choice) -> bool:

@@ -45,4 +45,5 @@ def describe_epilogue(problem: Problem, choice: Choice) -> list[str]:
     parts += [epilogue.activation] * (epilogue.activation != "none")
     parts += ["residual"] * epilogue.residual
     where = "the kernel that multiplies" if choice.split == 1 else "the sum over the splits"
+    where += ", to the last tiles by their sum" if choice.tail_split > 1 else ""
     return [f"{', '.join(parts)}: applied by {where}"] if parts else []

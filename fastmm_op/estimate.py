@@ -1,6 +1,13 @@
 """The readable model by which plans are ranked: seconds that a choice should take."""
 
-from fastmm_op.choices import Choice, gemv_matrix, stores_are_aligned
+from fastmm_op.choices import (
+    Choice,
+    count_tiles,
+    gemv_matrix,
+    stores_are_aligned,
+    tail_tiles,
+    whole_tiles,
+)
 from fastmm_op.packing import packing_passes
 from fastmm_op.problem import (
     ITEMSIZE,
@@ -24,6 +31,9 @@ PACK_BANDWIDTH = 0.75
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
+# What a program needs for its share of a tile beside the products: to fill its ring, and for stores
+# that no next tile hides.
+TAIL_SECONDS = 2e-6
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
 # What remains of TMA's rate on rows that start inside a memory sector.
@@ -51,6 +61,8 @@ def estimate(problem: Problem, choice: Choice) -> float:
         seconds += gemm_seconds(problem, choice)
     if choice.split > 1:
         seconds += launch + reduce_seconds(problem, choice)
+    if choice.tail_split > 1:
+        seconds += launch + reduce_tail_seconds(problem, choice)
     return seconds
 
 
@@ -77,6 +89,8 @@ def pack_seconds(problem: Problem, buffer: str) -> float:
 def gemm_seconds(problem: Problem, choice: Choice) -> float:
     """Arithmetic and its exposed stores, or memory traffic, or the latency of the K loop."""
     depth = round_up(cdiv(problem.K, choice.split), choice.tile.block_k)
+    if choice.tail_split > 1 and whole_tiles(problem, choice) == 0:
+        depth = tail_depth(problem, choice)
     stores = store_seconds(problem, choice)
     arithmetic = arithmetic_seconds(problem, choice, depth) + EXPOSED_STORES * stores
     traffic = read_seconds(problem, choice) + stores
@@ -85,12 +99,29 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
 
 
 def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
-    """Whole waves of tiles, each at its share of the card's rate."""
+    """Whole waves of tiles, each at its share of the card's rate, then those of shared tiles."""
     arch, tile = problem.arch, choice.tile
-    tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
-    waves = cdiv(tiles * problem.batch * choice.split, arch.sms)
-    flops = 2 * tile.block_m * tile.block_n * depth
-    return waves * flops / (rate(problem, choice) * tile.efficiency / arch.sms)
+    waves = cdiv(whole_tiles(problem, choice) * choice.split, arch.sms)
+    flops = 2 * tile.block_m * tile.block_n / (rate(problem, choice) * tile.efficiency / arch.sms)
+    tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
+    tail = flops * tail_depth(problem, choice) + TAIL_SECONDS
+    return waves * flops * depth + tail_waves * tail
+
+
+def tail_depth(problem: Problem, choice: Choice) -> int:
+    """The K of one program that shares a tile."""
+    return round_up(cdiv(problem.K, choice.tail_split), choice.tile.block_k)
+
+
+def tail_share(problem: Problem, choice: Choice) -> float:
+    """The part of C in shared tiles."""
+    return tail_tiles(problem, choice) / count_tiles(problem, choice.tile)
+
+
+def tail_bytes(problem: Problem, choice: Choice) -> int:
+    """The partial sums of shared tiles, whole tiles of fp32."""
+    elements = choice.tile.block_m * choice.tile.block_n
+    return 4 * elements * choice.tail_split * tail_tiles(problem, choice)
 
 
 def rate(problem: Problem, choice: Choice) -> float:
@@ -119,8 +150,8 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
         if read_misaligned(problem, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
         moved += problem.batch * rows * problem.K * size * penalty
-    tiles = cdiv(problem.M, choice.tile.block_m) * cdiv(problem.N, choice.tile.block_n)
-    programs = tiles * problem.batch * choice.split
+    programs = whole_tiles(problem, choice) * choice.split
+    programs += tail_tiles(problem, choice) * choice.tail_split
     share = min(1.0, programs / (GEMM_PROGRAMS * problem.arch.sms))
     return moved / (problem.arch.bandwidth * share)
 
@@ -134,12 +165,19 @@ def read_misaligned(problem: Problem, operand: Operand, packed: bool) -> bool:
 
 
 def store_seconds(problem: Problem, choice: Choice) -> float:
-    """C, or the partial sums of split-K, written once; C's residual is read with it."""
+    """C, or the partial sums of split-K, written once; C's residual is read with it.
+
+    Where tiles are shared, their partial sums are written in place of their part of C.
+    """
     size = ITEMSIZE[problem.dtype] if choice.split == 1 else 4 * choice.split
     aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
     moved = problem.batch * problem.M * problem.N * size
     seconds = moved * (1.0 if aligned else MISALIGNED_STORE) / problem.arch.bandwidth
-    return seconds + (residual_seconds(problem) if choice.split == 1 else 0.0)
+    seconds += residual_seconds(problem) if choice.split == 1 else 0.0
+    if choice.tail_split > 1:
+        seconds *= 1 - tail_share(problem, choice)
+        seconds += tail_bytes(problem, choice) / problem.arch.bandwidth
+    return seconds
 
 
 def reduce_seconds(problem: Problem, choice: Choice) -> float:
@@ -147,6 +185,14 @@ def reduce_seconds(problem: Problem, choice: Choice) -> float:
     size = 4 * choice.split + ITEMSIZE[problem.dtype]
     seconds = problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
     return seconds + residual_seconds(problem)
+
+
+def reduce_tail_seconds(problem: Problem, choice: Choice) -> float:
+    """The partial sums of shared tiles and their part of the residual read, that of C written."""
+    written = problem.batch * problem.M * problem.N * ITEMSIZE[problem.dtype]
+    of_c = written / problem.arch.bandwidth + residual_seconds(problem)
+    partial = tail_bytes(problem, choice) / problem.arch.bandwidth
+    return partial + of_c * tail_share(problem, choice)
 
 
 def residual_seconds(problem: Problem) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmm_op import aten, cache, contract
 from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.compat import current_raw_stream
-from fastmm_op.kernels import balance, gemm, gemv, pack
+from fastmm_op.kernels import balance, gemm, gemv, pack, reduce_tail
 from fastmm_op.kernels.common import INTERPRETED
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, write_plan
@@ -33,6 +33,7 @@ KERNELS = {
     "gemm": gemm.gemm_kernel,
     "reduce": gemm.reduce_kernel,
     "gemv": gemv.gemv_kernel,
+    "reduce_tail": reduce_tail.reduce_tail_kernel,
 }
 try:
     from fastmm_op.kernels import gemm_hopper

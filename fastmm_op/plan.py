@@ -11,9 +11,12 @@ from fastmm_op.choices import (
     Choice,
     Tile,
     choices,
+    count_tiles,
     row_classes,
     shared_memory,
     stores_are_aligned,
+    tail_tiles,
+    whole_tiles,
 )
 from fastmm_op.epilogue import (
     describe_epilogue,
@@ -49,6 +52,8 @@ TMA_BOX_BYTES = 128
 # The sum over splits: partial sums of one element that a program reads at once, and all it reads.
 REDUCE_DEPTH = 256
 REDUCE_ELEMENTS = 4096
+# Elements of C that a program sums of the tail: 4 to 16 rows, so that a few tiles occupy all SMs.
+TAIL_ELEMENTS = 1024
 
 
 @lru_cache(maxsize=4096)
@@ -61,7 +66,10 @@ def make_plan(problem: Problem) -> Plan:
 
 
 def write_plan(problem: Problem, choice: Choice) -> Plan:
-    """A choice as launches: packing, the GEMM, and the sum over splits where there are any."""
+    """A choice as launches: packing, the GEMM, and the sum over splits where there are any.
+
+    Splits are those of every tile or of the last ones (the tail).
+    """
     workspace = Workspace()
     launches = []
     balance = None
@@ -76,17 +84,24 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
         target = workspace.take(partial_sums, "fp32")
-    write_product = {
-        "gemm": gemm_launch,
-        "gemm_hopper": gemm_hopper_launch,
-        "gemv": gemv_launch,
-    }[choice.tile.kernel]
-    launches.append(write_product(problem, choice, a, b, target))
+    tail = None
+    if choice.tail_split > 1:
+        tail_sums = choice.tail_split * tail_tiles(problem, choice)
+        tail = workspace.take(tail_sums * choice.tile.block_m * choice.tile.block_n, "fp32")
+    if choice.tile.kernel == "gemm_hopper":
+        launches.append(gemm_hopper_launch(problem, choice, a, b, target, tail))
+    else:
+        write_product = {"gemm": gemm_launch, "gemv": gemv_launch}[choice.tile.kernel]
+        launches.append(write_product(problem, choice, a, b, target))
     if choice.split > 1:
         launches.append(reduce_launch(problem, choice, a, b, target, c))
+    if choice.tail_split > 1:
+        launches.append(reduce_tail_launch(problem, choice, a, b, tail, c))
     strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
+    strategy += "+split" if choice.split > 1 else ""
+    strategy += "+tail" if choice.tail_split > 1 else ""
     return Plan(
-        strategy + ("+split" if choice.split > 1 else ""),
+        strategy,
         tuple(launches),
         workspace.size,
         estimate(problem, choice),
@@ -161,9 +176,19 @@ def gemm_launch(
 
 
 def gemm_hopper_launch(
-    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+    problem: Problem,
+    choice: Choice,
+    a: GemmOperand,
+    b: GemmOperand,
+    target: Pointer,
+    tail: Pointer | None,
 ) -> Launch:
-    """kernels/gemm_hopper.py: TMA and wgmma, aligned 16-bit operands."""
+    """kernels/gemm_hopper.py: TMA and wgmma, aligned 16-bit operands.
+
+    Args:
+        target: C, or the partial sums of a split.
+        tail: for the partial sums of the last tiles, if these are shared.
+    """
     tile = choice.tile
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
     classes = row_classes(problem, choice)
@@ -180,7 +205,9 @@ def gemm_hopper_launch(
             (classes * a.row_stride, a.row_stride, 1),
             (64, 1, tile.block_k),
         )
-    work = cdiv(M, tile.block_m) * cdiv(N, tile.block_n) * batch * choice.split
+    whole = whole_tiles(problem, choice) if tail else 0
+    split = choice.tail_split if tail else choice.split
+    work = whole + (count_tiles(problem, tile) - whole) * split
     epilogue = product_epilogue(problem, choice)
     slice_n = hopper_slice_columns(epilogue)
     c_desc = None
@@ -190,9 +217,9 @@ def gemm_hopper_launch(
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
-        (a_desc, a_class_desc, b_desc, target, c_desc, a.row_exp, b.row_exp)
+        (a_desc, a_class_desc, b_desc, target, c_desc, tail, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, choice.split, M * N, N)
+        + (M, N, K, batch, split, whole, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
         {
@@ -292,6 +319,34 @@ def reduce_launch(
     )
 
 
+def reduce_tail_launch(
+    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, tail: Pointer, c: Pointer
+) -> Launch:
+    """The sum of the partial products of the last tiles, in a fixed order."""
+    tile = choice.tile
+    shared_tiles = tail_tiles(problem, choice)
+    epilogue = problem.epilogue
+    block_r = TAIL_ELEMENTS // tile.block_n
+    return Launch(
+        "reduce_tail",
+        shared_tiles * (tile.block_m // block_r),
+        (tail, c, a.row_exp, b.row_exp)
+        + epilogue_pointers(problem, epilogue)
+        + (problem.M, problem.N, whole_tiles(problem, choice), shared_tiles)
+        + (a.row_exp_stride, b.row_exp_stride),
+        {
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_R": block_r,
+            "GROUP_M": GROUP_M[tile.kernel],
+            "SPLITS": choice.tail_split,
+            "CLASSES": row_classes(problem, choice),
+            "SCALED": a.row_exp is not None,
+            "ACTIVATION": epilogue.activation,
+        },
+    )
+
+
 def is_aligned_in(problem: Problem, buffer: str) -> bool:
     return is_aligned(problem.a if buffer == "a" else problem.b, problem.dtype)
 
@@ -342,6 +397,11 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         said.append(f"rows of c are stored in {classes} classes of equal alignment")
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")
+    if choice.tail_split > 1:
+        said.append(
+            f"the last {tail_tiles(problem, choice)} tiles are shared by {choice.tail_split} "
+            "programs each and summed in a fixed order"
+        )
     said += describe_epilogue(problem, choice)
     best: dict[str, float] = {}
     for other in choices(problem):

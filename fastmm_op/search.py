@@ -59,11 +59,13 @@ def shortlist(problem: Problem, top: int | None, stages: Sequence[int] = ()) -> 
 
 
 def road(choice: Choice) -> tuple:
-    """How a choice goes about it, whatever its tile: what is packed, which kernel, split or not."""
+    """How a choice goes about it, whatever its tile: packing, kernel, what is split."""
     others = tuple(
-        getattr(choice, f.name) for f in fields(choice) if f.name not in ("tile", "split")
+        getattr(choice, f.name)
+        for f in fields(choice)
+        if f.name not in ("tile", "split", "tail_split")
     )
-    return (choice.tile.kernel, choice.split > 1, *others)
+    return (choice.tile.kernel, choice.split > 1, choice.tail_split > 1, *others)
 
 
 def label(choice: Choice) -> str:
@@ -76,4 +78,6 @@ def label(choice: Choice) -> str:
         parts.append(f"{tile.num_stages} stage{'s' if tile.num_stages > 1 else ''}")
     if choice.split > 1:
         parts.append(f"split {choice.split}")
+    if choice.tail_split > 1:
+        parts.append(f"tail split {choice.tail_split}")
     return ", ".join(parts)

@@ -26,6 +26,10 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
                M mod 128 CLASSES rows go the unaligned way.
     unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
+A last wave of few tiles would leave most SMs idle. Given a partial_ptr, work items from `whole` on
+are parts of the tiles from `whole` on, split_k of each: they leave their fp32 accumulators there,
+as they are, for kernels/reduce_tail.py to sum and finish.
+
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
 
@@ -56,10 +60,36 @@ NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflo
 
 
 @gluon.jit
-def work_item(work, tiles_m, tiles_n, batch, GROUP_M: gl.constexpr):
+def count_work(tiles, whole, split_k, TAIL: gl.constexpr):
+    """Work items of so many tiles, batch included."""
+    if TAIL:
+        return whole + (tiles - whole) * split_k
+    else:
+        return tiles * split_k
+
+
+@gluon.jit
+def share_work(work, tiles, whole, split_k, TAIL: gl.constexpr):
+    """Which tile a work item is of, which share of its K it takes, and of how many.
+
+    TAIL: tiles before `whole` are one item each, the others split_k: first the first shares of
+    all of them, then the second ones. Else the tiles are counted over and over, once a split.
+    """
+    if TAIL:
+        in_tail = work >= whole
+        tail_tiles = tiles - whole
+        after = gl.where(in_tail, work - whole, 0)
+        tile = gl.where(in_tail, whole + after % tail_tiles, work)
+        return tile, after // tail_tiles, gl.where(in_tail, split_k, 1)
+    else:
+        return work, work // tiles, split_k
+
+
+@gluon.jit
+def tile_position(tile, tiles_m, tiles_n, GROUP_M: gl.constexpr):
     tiles = tiles_m * tiles_n
-    z = work // tiles  # split * batch + batch index
-    tile = work % tiles
+    z = tile // tiles  # split * batch + batch index
+    tile = tile % tiles
     group_size = GROUP_M * tiles_n
     first_m = tile // group_size * GROUP_M
     rows = min(tiles_m - first_m, GROUP_M)
@@ -107,21 +137,24 @@ def before(stage, STAGES: gl.constexpr):
 def producer(
     a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, lo_offset, stride_cm,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k = sizes
+    M, N, K, batch, split_k, whole = sizes
     a_step, b_step = batch_steps
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
+    tiles = tiles_m * tiles_n * batch
+    items = count_work(tiles, whole, split_k, TAIL)
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
-    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * split_k, gl.num_programs(0)):
-        pid_m, pid_n, z = work_item(work, tiles_m, tiles_n, batch, GROUP_M)
+    for work in range(gl.program_id(0), items, gl.num_programs(0)):
+        tile, split, splits = share_work(work, tiles, whole, split_k, TAIL)
+        pid_m, pid_n, z = tile_position(tile, tiles_m, tiles_n, GROUP_M)
         row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(z // batch, K, split_k)
+        k_first, k_last = k_range(split, K, splits)
         a_batch = z % batch * a_step
         b_batch = z % batch * b_step
         for step in range(k_first, k_last):
@@ -290,6 +323,15 @@ def copy_slice(
 
 
 @gluon.jit
+def store_partial(ptr, acc):
+    """Writes a consumer's accumulator as a dense fp32 matrix of its own at ptr."""
+    layout: gl.constexpr = acc.type.layout
+    rows = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
+    cols = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
+    gl.store(ptr + (gl.expand_dims(rows * acc.shape[1], 1) + gl.expand_dims(cols, 0)), acc)
+
+
+@gluon.jit
 def consumer(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c, epilogue,
     INDEX: gl.constexpr,
@@ -303,21 +345,24 @@ def consumer(
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k = sizes
+    M, N, K, batch, split_k, whole = sizes
     row_exp_step, col_exp_step = exp_steps
     stride_cz, stride_cm = strides_c
-    c_ptr, c_desc, c_smem = output
+    c_ptr, c_desc, c_smem, partial_ptr = output
     bias_ptr, residual_ptr = epilogue
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
+    tiles = tiles_m * tiles_n * batch
+    items = count_work(tiles, whole, split_k, partial_ptr is not None)
     stage = 0
     phase = 0
-    for work in range(gl.program_id(0), tiles_m * tiles_n * batch * split_k, gl.num_programs(0)):
-        pid_m, pid_n, z = work_item(work, tiles_m, tiles_n, batch, GROUP_M)
+    for work in range(gl.program_id(0), items, gl.num_programs(0)):
+        tile, split, splits = share_work(work, tiles, whole, split_k, partial_ptr is not None)
+        pid_m, pid_n, z = tile_position(tile, tiles_m, tiles_n, GROUP_M)
         tile_row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(z // batch, K, split_k)
+        k_first, k_last = k_range(split, K, splits)
         if SCALED:  # asked for here, used after the main loop, which hides the latency
             row_exp = row_exp_ptr + (z % batch).to(gl.int64) * row_exp_step
             col_exp = col_exp_ptr + (z % batch).to(gl.int64) * col_exp_step
@@ -350,23 +395,30 @@ def consumer(
             acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
 
-        c_z = c_ptr + z.to(gl.int64) * stride_cz
-        residual_z = None
-        if residual_ptr is not None:
-            residual_z = residual_ptr + z.to(gl.int64) * stride_cz
-        parts = split_columns(acc, SLICES)
-        for i in gl.static_range(SLICES):
-            x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # (64, SLICE_N)
-            if SCALED:
-                col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
-                x = apply_exponents(x, row_e, col_e, wide)
-            if bias_ptr is not None:
-                x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
-            if c_desc is not None:
-                copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i % 2, ACTIVATION)
-            else:
-                store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
-                            stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
+        finished = True
+        if partial_ptr is not None:
+            finished = work < whole
+            if work >= whole:
+                slot = (work - whole).to(gl.int64) * 2 + INDEX
+                store_partial(partial_ptr + slot * (WARPGROUP_M * BLOCK_N), acc)
+        if finished:
+            c_z = c_ptr + z.to(gl.int64) * stride_cz
+            residual_z = None
+            if residual_ptr is not None:
+                residual_z = residual_ptr + z.to(gl.int64) * stride_cz
+            parts = split_columns(acc, SLICES)
+            for i in gl.static_range(SLICES):
+                x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # (64, SLICE_N)
+                if SCALED:
+                    col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
+                    x = apply_exponents(x, row_e, col_e, wide)
+                if bias_ptr is not None:
+                    x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
+                if c_desc is not None:
+                    copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i % 2, ACTIVATION)
+                else:
+                    store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
+                                stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
 
@@ -388,7 +440,7 @@ def descriptor_type(box: tuple[int, ...], dtype: str) -> str:
     return f"tensordesc<{dtype}{list(box)},{box_layout(box, dtype)!r}>"
 
 
-SIZES = ["M", "N", "K", "batch", "split_k"]
+SIZES = ["M", "N", "K", "batch", "split_k", "whole"]
 STRIDES = ["stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step", "col_exp_step"]
 STRIDES += ["lo_offset"]
 
@@ -396,10 +448,12 @@ STRIDES += ["lo_offset"]
 @gluon.jit(do_not_specialize=[*SIZES, *STRIDES])  # TMA gains nothing from their divisibility
 def gemm_hopper_kernel(
     a_desc, a_class_desc, b_desc,  # (batch, M, K) or (batch, K, M); (M // CLASSES, CLASSES, K)
-    c_ptr, c_desc,  # (split_k * batch, M, N), unscaled partial sums if split_k > 1; c_desc or None
+    c_ptr,  # (batch, M, N); without a tail (split_k * batch, M, N), unscaled sums if split_k > 1
+    c_desc,  # the same, or None
+    partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
-    M, N, K, batch, split_k,
+    M, N, K, batch, split_k, whole,
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     CLASSES: gl.constexpr,
@@ -408,7 +462,9 @@ def gemm_hopper_kernel(
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
-    SLICE_N: columns of C that are finished and stored at a time, 32 or 64; at most 128 bytes for TMA.
+    whole: tiles before the tail. split_k: programs that share a tile of the tail or, without one,
+    every tile.
+    SLICE_N: columns of C that are finished and stored at a time: 32, or 64 if TMA can.
     """
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
@@ -426,13 +482,13 @@ def gemm_hopper_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     ring = (a_smem, b_smem, full, empty)
-    outputs = ((c_ptr, None, None), (c_ptr, None, None))
+    outputs = ((c_ptr, None, None, partial_ptr), (c_ptr, None, None, partial_ptr))
     if c_desc is not None:
         c_shape: gl.constexpr = [2] + c_desc.block_shape
         c_smem_0 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         c_smem_1 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
-        outputs = ((c_ptr, c_desc, c_smem_0), (c_ptr, c_desc, c_smem_1))
-    sizes = (M, N, K, batch, split_k)
+        outputs = ((c_ptr, c_desc, c_smem_0, partial_ptr), (c_ptr, c_desc, c_smem_1, partial_ptr))
+    sizes = (M, N, K, batch, split_k, whole)
     exp_steps = (row_exp_step, col_exp_step)
     strides_c = (stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
@@ -445,5 +501,5 @@ def gemm_hopper_kernel(
                     VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
                     stride_cm, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
-                    A_K_MAJOR, B_K_MAJOR)),
+                    partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip
