@@ -323,13 +323,20 @@ def loads_are_wide(operand: Operand, neighbours: int, pitch: int = 0) -> bool:
 def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     """An upper bound for gemm_hopper_kernel; tests hold it against the compiler's figure."""
     tile = choice.tile
-    itemsize = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
-    ring = tile.num_stages * (tile.block_m + tile.block_n) * tile.block_k * itemsize
+    ring = tile.num_stages * ring_slot(problem, choice)
     exponents = 2 * tile.block_n * 4
     barriers = 2 * 8 * tile.num_stages
-    rearranged_slices = 2 * 64 * 64 * 4
+    # Of each consumer: one as fp32 on its way through shared memory, or two of 128 bytes for TMA.
+    slices = 2 * 64 * 64 * 4
     captured_arguments = 256
-    return ring + exponents + barriers + rearranged_slices + captured_arguments
+    return ring + exponents + barriers + slices + captured_arguments
+
+
+def ring_slot(problem: Problem, choice: Choice) -> int:
+    """Bytes of one K-block of A and B."""
+    tile = choice.tile
+    itemsize = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
+    return (tile.block_m + tile.block_n) * tile.block_k * itemsize
 
 
 def gemm_shared_memory(problem: Problem, choice: Choice) -> int:

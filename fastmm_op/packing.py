@@ -11,10 +11,9 @@ PACK_ALIGNMENT = 64
 MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
 MAX_COLUMN_IN_REGISTERS = 1024
-# Parts of K whose maxima are found independently, for operands that are read twice. Few and narrow
-# ones make power-of-two strides fall on few memory channels (N=4096 on the H200: 69 us, these 32;
-# benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
-ROW_MAX_CHUNKS = 32
+# A program that finds maxima reads blocks of (rows, K), K-major or not, so many of them along K.
+ROW_MAX_BLOCKS = {True: (8, 256), False: (128, 16)}
+ROW_MAX_STEPS = 4
 # Of K, a program that balances the operands looks at so much.
 BALANCE_BLOCK = 64
 
@@ -106,12 +105,6 @@ def packing_passes(problem: Problem, buffer: str) -> int:
     return 1 if problem.dtype != "fp32" or in_registers else 2
 
 
-def widest_block(rows: int, sms: int) -> int:
-    """Rows of one program that finds maxima: as wide as still leaves each SM two programs."""
-    fitting = (block for block in (256, 128, 64) if rows >= block * 2 * sms)
-    return next(fitting, 32)
-
-
 def block_spans(row_stride: int, k_stride: int, packed_pitch: int) -> tuple[int, int]:
     """More than lies between two elements of any packing kernel's block, as read and packed."""
     return 256 * row_stride + 1024 * k_stride, 256 * packed_pitch
@@ -176,17 +169,15 @@ def pack_operand(
         )
     else:
         if scaled:
-            if operand.k_major:
-                block_r, block_k = 8, 512
-            else:
-                block_r = widest_block(batch * rows * ROW_MAX_CHUNKS, problem.arch.sms)
-                block_k = 2048 // block_r
+            block_r, block_k = ROW_MAX_BLOCKS[operand.k_major]
+            chunks = cdiv(cdiv(problem.K, block_k), ROW_MAX_STEPS)
             launches.append(
                 Launch(
                     "row_max",
-                    batch * cdiv(rows, block_r) * ROW_MAX_CHUNKS,
-                    (source, maxima, k_exp, moved, rows, problem.K, *strides, *balance_strides),
-                    {"CHUNKS": ROW_MAX_CHUNKS, **blocks_of(block_r, block_k)},
+                    batch * cdiv(rows, block_r) * chunks,
+                    (source, maxima, k_exp, moved, rows, problem.K, chunks)
+                    + (*strides, *balance_strides),
+                    blocks_of(block_r, block_k),
                 )
             )
         block_r, block_k = (16, 256) if operand.k_major else (64, 64)

@@ -12,6 +12,7 @@ from fastmm_op.choices import (
     Tile,
     choices,
     count_tiles,
+    ring_slot,
     row_classes,
     shared_memory,
     stores_are_aligned,
@@ -214,6 +215,12 @@ def gemm_hopper_launch(
     if stores_are_aligned(problem, choice) and classes == 1 and not epilogue.residual:
         slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
         c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
+    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
+    stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
+    freed = (tile.num_stages - stages) * ring_slot(problem, choice)
+    buffers = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
+    slices = tile.block_n // slice_n
+    c_buffers = max(n for n in (1, 2, 4, 8) if n <= min(buffers, slices))
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
@@ -225,7 +232,7 @@ def gemm_hopper_launch(
         {
             "BLOCK_N": tile.block_n,
             "GROUP_M": GROUP_M[tile.kernel],
-            "STAGES": tile.num_stages,
+            "STAGES": stages,
             "PARTS": 2 if a.lo_offset else 1,
             "CLASSES": classes,
             "A_K_MAJOR": a.k_major,
@@ -234,6 +241,7 @@ def gemm_hopper_launch(
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
             "SLICE_N": slice_n,
+            "C_BUFFERS": c_buffers if c_desc else 0,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),

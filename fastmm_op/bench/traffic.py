@@ -53,7 +53,7 @@ def operand_items(step: Step) -> int:
     if step.launch.kernel == "pack_tiles":
         blocks *= cdiv(args["pitch"], constexprs["BLOCK_K"])
     if step.launch.kernel == "row_max":
-        blocks *= constexprs["CHUNKS"]
+        blocks *= args["chunks"]
     return step.launch.grid // blocks
 
 
@@ -96,7 +96,7 @@ def row_max(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float
     for panel, height in packed_panels(step, rows[source.buffer], False):
         cache.read((*key(source), *panel), height * read)
         cache.write((*key(step.args["largest_ptr"]), *panel), height * 4)
-    steps = cdiv(cdiv(step.args["K"], constexprs["BLOCK_K"]), constexprs["CHUNKS"])
+    steps = cdiv(cdiv(step.args["K"], constexprs["BLOCK_K"]), step.args["chunks"])
     return steps * unrolled(step, constexprs["BLOCK_R"] * constexprs["BLOCK_K"], source.dtype)
 
 

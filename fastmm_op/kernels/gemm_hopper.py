@@ -15,7 +15,7 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
 "cooperative" kernel. What an odd N costs is decided by how C is written:
 
     aligned    C's rows start on 16-byte boundaries: TMA stores slices of a tile from shared memory,
-               two on their way at a time; or, where a residual is added to them, consumers store
+               a few on their way at a time; or, where a residual is added to them, consumers store
                whole 32-byte sectors.
     classes    C's rows do not, and sectors would be straddled. Rows equal modulo
                CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
@@ -307,16 +307,18 @@ def store_slice(
 
 @gluon.jit
 def copy_slice(
-    c_desc, c_smem, x, z, row0, col0, BUFFER: gl.constexpr, ACTIVATION: gl.constexpr,
+    c_desc, c_smem, x, z, row0, col0, SLICE: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     """Starts TMA's copy of activation(x) to (64, SLICE_N) of C, which leaves out what is outside.
 
-    c_smem: two buffers, of which the last two copies used one each.
+    c_smem: buffers that slices take in turn. A tile's slices are a multiple of them, so that what
+    is waited for is the copy from the buffer whose turn it is.
     """
     SLICE_N: gl.constexpr = x.shape[1]
+    BUFFERS: gl.constexpr = c_smem.shape[0]
     y = activated(x, ACTIVATION, c_desc.dtype)
-    buffer = c_smem.index(BUFFER)
-    tma.store_wait(1)
+    buffer = c_smem.index(SLICE % BUFFERS)
+    tma.store_wait(BUFFERS - 1)
     buffer.reshape([WARPGROUP_M, SLICE_N]).store(y)
     fence_async_shared()
     tma_store(c_desc, [z, row0, col0], buffer)
@@ -415,7 +417,7 @@ def consumer(
                 if bias_ptr is not None:
                     x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
                 if c_desc is not None:
-                    copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i % 2, ACTIVATION)
+                    copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i, ACTIVATION)
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
                                 stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
@@ -458,7 +460,7 @@ def gemm_hopper_kernel(
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
-    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr, C_BUFFERS: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
@@ -484,7 +486,8 @@ def gemm_hopper_kernel(
     ring = (a_smem, b_smem, full, empty)
     outputs = ((c_ptr, None, None, partial_ptr), (c_ptr, None, None, partial_ptr))
     if c_desc is not None:
-        c_shape: gl.constexpr = [2] + c_desc.block_shape
+        gl.static_assert(BLOCK_N // SLICE_N % C_BUFFERS == 0)
+        c_shape: gl.constexpr = [C_BUFFERS] + c_desc.block_shape
         c_smem_0 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         c_smem_1 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         outputs = ((c_ptr, c_desc, c_smem_0, partial_ptr), (c_ptr, c_desc, c_smem_1, partial_ptr))

@@ -142,23 +142,23 @@ def row_max_kernel(
     x_ptr,  # (batch, R, K), any strides
     largest_ptr,  # (batch * R,) int32, NO_EXPONENT everywhere
     k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
-    R, K,
+    R, K, chunks,
     stride_xb, stride_xr, stride_xk,
     stride_k_exp, stride_moved,
-    CHUNKS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
     BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The largest exponent of each row, balanced; each of CHUNKS programs looks at a part of K."""
+    """The largest exponent of each row, balanced; ``chunks`` programs look at a part of K each."""
     blocks_r = tl.cdiv(R, BLOCK_R)
-    chunk = tl.program_id(0) % CHUNKS
-    batch = (tl.program_id(0) // CHUNKS // blocks_r).to(tl.int64)
-    first_r = (tl.program_id(0) // CHUNKS % blocks_r).to(tl.int64) * BLOCK_R
+    chunk = tl.program_id(0) % chunks
+    batch = (tl.program_id(0) // chunks // blocks_r).to(tl.int64)
+    first_r = (tl.program_id(0) // chunks % blocks_r).to(tl.int64) * BLOCK_R
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
     mask_r = offs_r < tl.minimum(R - first_r, BLOCK_R).to(tl.int32)
     steps = tl.cdiv(K, BLOCK_K)
-    first = chunk * tl.cdiv(steps, CHUNKS)
-    last = tl.minimum(first + tl.cdiv(steps, CHUNKS), steps)
+    first = tl.minimum(chunk * tl.cdiv(steps, chunks), steps)
+    last = tl.minimum(first + tl.cdiv(steps, chunks), steps)
     at_r, at_k = offs_r, offs_k
     if WIDE:
         at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
