@@ -59,7 +59,7 @@ def shortlist(problem: Problem, top: int | None, stages: Sequence[int] = ()) -> 
 
 
 def road(choice: Choice) -> tuple:
-    """How a choice goes about it, whatever its tile: packing, kernel, what is split."""
+    """How a choice goes about it, whatever its tile: what is packed and split, which kernel."""
     others = tuple(
         getattr(choice, f.name)
         for f in fields(choice)

@@ -69,33 +69,33 @@ def count_work(tiles, whole, split_k, TAIL: gl.constexpr):
 
 
 @gluon.jit
-def share_work(work, tiles, whole, split_k, TAIL: gl.constexpr):
-    """Which tile a work item is of, which share of its K it takes, and of how many.
+def work_item(
+    work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M: gl.constexpr, TAIL: gl.constexpr
+):
+    """Where its tile is, which share of K it takes, and of how many.
 
     TAIL: tiles before `whole` are one item each, the others split_k: first the first shares of
-    all of them, then the second ones. Else the tiles are counted over and over, once a split.
+    all of them, then the second ones. Else all tiles are counted once a split.
     """
-    if TAIL:
-        in_tail = work >= whole
-        tail_tiles = tiles - whole
-        after = gl.where(in_tail, work - whole, 0)
-        tile = gl.where(in_tail, whole + after % tail_tiles, work)
-        return tile, after // tail_tiles, gl.where(in_tail, split_k, 1)
-    else:
-        return work, work // tiles, split_k
-
-
-@gluon.jit
-def tile_position(tile, tiles_m, tiles_n, GROUP_M: gl.constexpr):
     tiles = tiles_m * tiles_n
-    z = tile // tiles  # split * batch + batch index
-    tile = tile % tiles
+    if TAIL:
+        tail_tiles = tiles * batch - whole
+        in_tail = work >= whole
+        after = gl.where(in_tail, work - whole, 0)
+        split = after // tail_tiles
+        splits = gl.where(in_tail, split_k, 1)
+        work = gl.where(in_tail, whole + after % tail_tiles, work)
+    z = work // tiles  # split * batch + batch index
+    if not TAIL:
+        split = z // batch
+        splits = split_k
+    tile = work % tiles
     group_size = GROUP_M * tiles_n
     first_m = tile // group_size * GROUP_M
     rows = min(tiles_m - first_m, GROUP_M)
     pid_m = first_m + tile % group_size % rows
     pid_n = tile % group_size // rows
-    return pid_m, pid_n, z
+    return pid_m, pid_n, z, split, splits
 
 
 @gluon.jit
@@ -145,13 +145,13 @@ def producer(
     a_step, b_step = batch_steps
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
-    tiles = tiles_m * tiles_n * batch
-    items = count_work(tiles, whole, split_k, TAIL)
+    items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
     for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        tile, split, splits = share_work(work, tiles, whole, split_k, TAIL)
-        pid_m, pid_n, z = tile_position(tile, tiles_m, tiles_n, GROUP_M)
+        pid_m, pid_n, z, split, splits = work_item(
+            work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
+        )
         row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         col0 = pid_n * BLOCK_N + shift
         k_first, k_last = k_range(split, K, splits)
@@ -346,6 +346,7 @@ def consumer(
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
+    TAIL: gl.constexpr = partial_ptr is not None
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole = sizes
     row_exp_step, col_exp_step = exp_steps
@@ -354,13 +355,13 @@ def consumer(
     bias_ptr, residual_ptr = epilogue
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
-    tiles = tiles_m * tiles_n * batch
-    items = count_work(tiles, whole, split_k, partial_ptr is not None)
+    items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
     phase = 0
     for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        tile, split, splits = share_work(work, tiles, whole, split_k, partial_ptr is not None)
-        pid_m, pid_n, z = tile_position(tile, tiles_m, tiles_n, GROUP_M)
+        pid_m, pid_n, z, split, splits = work_item(
+            work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
+        )
         tile_row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
@@ -398,7 +399,7 @@ def consumer(
             mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
 
         finished = True
-        if partial_ptr is not None:
+        if TAIL:
             finished = work < whole
             if work >= whole:
                 slot = (work - whole).to(gl.int64) * 2 + INDEX

@@ -1,0 +1,301 @@
+"""The Hopper kernel's shared last tiles: who computes what, and the kernel that sums them up.
+
+The interpreter cannot run Gluon, but the functions by which its kernel finds its work are plain
+arithmetic: here they run as Python, in a model of the kernel whose partial sums the interpreted
+reduce_tail_kernel then finishes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import FunctionType, SimpleNamespace
+
+import pytest
+import torch
+
+from cases import DTYPES
+from fastmm_op.arch import ARCHES
+from fastmm_op.choices import Choice, choices, count_tiles, row_classes, tail_tiles, whole_tiles
+from fastmm_op.launches import Launch
+from fastmm_op.plan import make_plan, reasons, write_plan
+from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
+from fastmm_op.search import label
+
+BLOCK_M, BLOCK_K = 128, 64
+
+
+def problem(
+    m: int, k: int, n: int, dtype="fp32", precision="tf32", batch=1, sms=132, epilogue=None
+) -> Problem:
+    arch = replace(ARCHES["sm_90"], sms=sms)
+    how = {"batch": batch, "dtype": dtype, "layout": "NT", "precision": precision, "arch": arch}
+    return replace(problem_of(m, k, n, **how), epilogue=epilogue or Epilogue())
+
+
+def with_tail(p: Problem) -> list[Choice]:
+    """One choice of each tile width and way of sharing the tail, by row classes if there are."""
+    found = {}
+    for choice in choices(p):
+        if choice.tail_split > 1:
+            key = (choice.tile.block_n, choice.tail_split)
+            if key not in found or row_classes(p, choice) > 1:
+                found[key] = choice
+    return list(found.values())
+
+
+class Integer(int):
+    """An integer as kernels have them."""
+
+    def __mod__(self, other: int) -> "Integer":
+        return Integer(int(self) % other)
+
+    def to(self, dtype) -> "Integer":
+        return self
+
+
+def as_python(name: str) -> FunctionType:
+    """A scalar function of kernels/gemm_hopper.py that Python runs."""
+    from fastmm_op.kernels import gemm_hopper
+
+    gl = SimpleNamespace(where=lambda c, x, y: x if c else y, cdiv=cdiv, int32=None)
+    names = {"gl": gl, "BLOCK_M": BLOCK_M, "BLOCK_K": BLOCK_K}
+    return FunctionType(getattr(gemm_hopper, name).fn.__code__, names)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a program of gemm_hopper_kernel does at a time.
+
+    Attributes:
+        z: batch item (times splits, without a tail).
+        rows, columns: of C, (128,) and (BLOCK_N,); -1 for those that C does not have.
+        first_k, last_k: the range of K.
+        slot: which (128, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
+    """
+
+    z: int
+    rows: torch.Tensor
+    columns: torch.Tensor
+    first_k: int
+    last_k: int
+    slot: int | None
+
+
+def work_items(step: Launch) -> Iterator[Item]:
+    """Everything that a launch of gemm_hopper_kernel does, program by program."""
+    from fastmm_op.launch import KERNELS
+
+    names = KERNELS["gemm_hopper"].arg_names
+    arg = dict(zip(names, step.args, strict=False)) | step.constexprs
+    m, n, k, block_n = arg["M"], arg["N"], arg["K"], arg["BLOCK_N"]
+    vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
+    tiles_m, tiles_n = cdiv(m, BLOCK_M), cdiv(n, block_n)
+    whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
+    tiles = tiles_m * tiles_n * arg["batch"]
+    for program in range(step.grid):
+        for work in range(program, as_python("count_work")(tiles, whole, split_k, tail), step.grid):
+            pid_m, pid_n, z, part, parts = as_python("work_item")(
+                work, tiles_m, tiles_n, arg["batch"], whole, split_k, arg["GROUP_M"], tail
+            )
+            row0, row_step, _, shift = as_python("tile_rows")(
+                pid_m, m, Integer(arg["stride_cm"]), arg["CLASSES"], vector
+            )
+            first, last = as_python("k_range")(part, k, parts)
+            rows = row0 + row_step * torch.arange(BLOCK_M)
+            columns = pid_n * block_n + shift + torch.arange(block_n)
+            outside = columns >= n + shift
+            columns = columns.where(columns < n, columns - n)
+            yield Item(
+                z,
+                rows.where(rows < m, -1),
+                columns.where(~outside, -1),
+                first * BLOCK_K,
+                min(last * BLOCK_K, k),
+                work - whole if tail and work >= whole else None,
+            )
+
+
+# What the kernel is asked for -> M, K, N and the rest of a problem.
+CASES = {
+    "row classes": ((520, 264, 137), {}),
+    "row classes, a tile wide": ((512, 264, 127), {}),
+    "row classes of 8": ((1030, 400, 9), {"dtype": "fp16"}),
+    "row classes, hi and lo": ((300, 400, 138), {"precision": "fp32"}),
+    "aligned": ((200, 400, 136), {"dtype": "fp16"}),
+    "aligned, batch": ((130, 264, 72), {"dtype": "fp16", "batch": 3}),
+    "unaligned": ((200, 400, 75), {"dtype": "fp16"}),
+    "scaled, batch": ((130, 264, 75), {"batch": 3}),
+    "one tile": ((3, 400, 2), {}),
+}
+# Fewer tiles than SMs, and several waves.
+SMS = (132, 4)
+
+
+def case(name: str, sms: int, epilogue: Epilogue | None = None) -> tuple[Problem, list[Choice]]:
+    sizes, kind = CASES[name]
+    p = problem(*sizes, **kind, sms=sms, epilogue=epilogue)
+    return p, with_tail(p)
+
+
+def hopper_step(p: Problem, choice: Choice) -> Launch:
+    (step,) = (s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
+    return step
+
+
+@pytest.mark.parametrize("sms", SMS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_tile_is_computed_once(name, sms) -> None:
+    """Each element of C once or, in the tail, each of its K steps once, a slot a share."""
+    pytest.importorskip("triton")
+    p, found = case(name, sms)
+    for choice in found:
+        computed = torch.zeros(p.batch, p.M, p.N, cdiv(p.K, BLOCK_K), dtype=torch.uint8)
+        whole, slots = 0, []
+        for item in work_items(hopper_step(p, choice)):
+            rows, columns = item.rows[item.rows >= 0], item.columns[item.columns >= 0]
+            assert item.last_k - item.first_k >= BLOCK_K
+            block = computed[item.z]
+            steps = slice(item.first_k // BLOCK_K, cdiv(item.last_k, BLOCK_K))
+            block[rows[:, None], columns[None, :], steps] += 1
+            if item.slot is None:
+                assert item.last_k - item.first_k == p.K
+                whole += 1
+            else:
+                slots.append(item.slot)
+        assert (computed == 1).all()
+        assert whole == whole_tiles(p, choice)
+        assert whole % sms == 0
+        assert 0 < tail_tiles(p, choice) < sms
+        assert sorted(slots) == list(range(choice.tail_split * tail_tiles(p, choice)))
+
+
+def test_the_cases_are_what_they_are_called() -> None:
+    for name in CASES:
+        for choice in case(name, 132)[1]:
+            classes = {"row classes of 8": 8, "row classes, hi and lo": 2}.get(name, 4)
+            assert row_classes(*case(name, 132)[:1], choice) == (
+                classes if name.startswith("row classes") else 1
+            )
+    assert {whole_tiles(p, c) > 0 for sms in SMS for p, cs in [case("aligned", sms)] for c in cs}
+
+
+EPILOGUES = {
+    "none": Epilogue(),
+    "bias, relu, residual": Epilogue(bias=True, activation="relu", residual=True),
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("sms", SMS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
+    """Small integers, of which every sum is exact; what has no place in C is NaN before the sum."""
+    p, found = case(name, sms, EPILOGUES[epilogue])
+    dtype = DTYPES[p.dtype]
+    a = torch.randint(-3, 4, (p.batch, p.M, p.K)).float()
+    b = torch.randint(-3, 4, (p.batch, p.K, p.N)).float()
+    given = {
+        "row_exp_ptr": torch.randint(-2, 3, (p.batch, p.M), dtype=torch.int32),
+        "col_exp_ptr": torch.randint(-2, 3, (p.batch, p.N), dtype=torch.int32),
+        "bias_ptr": torch.randint(-9, 10, (p.N,)).to(dtype),
+        "residual_ptr": torch.randint(-9, 10, (p.batch, p.M, p.N)).to(dtype),
+    }
+    want = a @ b
+    if p.dtype == "fp32":
+        want *= 2.0 ** (given["row_exp_ptr"][:, :, None] + given["col_exp_ptr"][:, None, :])
+    if p.epilogue.bias:
+        y = (want + given["bias_ptr"].float()).to(dtype).relu()
+        want = y.float() + given["residual_ptr"].float()
+    want = want.to(dtype)
+    for choice in found:
+        c, in_tail = run_tail(p, choice, a, b, given)
+        assert torch.equal(c[in_tail], want[in_tail]), label(choice)
+        assert c[~in_tail].isnan().all(), "only the tail's tiles may be written"
+
+
+def run_tail(
+    p: Problem, choice: Choice, a: torch.Tensor, b: torch.Tensor, given: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """C as reduce_tail_kernel leaves it, NaN elsewhere, and where the tail's tiles are."""
+    from fastmm_op.launch import KERNELS
+
+    gemm, reduce = write_plan(p, choice).launches[-2:]
+    block_n = choice.tile.block_n
+    slots = choice.tail_split * tail_tiles(p, choice)
+    partial = torch.full((slots, BLOCK_M, block_n), torch.nan)
+    in_tail = torch.zeros(p.batch, p.M, p.N, dtype=torch.bool)
+    for item in work_items(gemm):
+        if item.slot is None:
+            continue
+        k = slice(item.first_k, item.last_k)
+        has_row, has_column = item.rows >= 0, item.columns >= 0
+        product = a[item.z][item.rows[has_row], k] @ b[item.z][k, item.columns[has_column]]
+        partial[item.slot][has_row[:, None] & has_column[None, :]] = product.flatten()
+        in_tail[item.z][item.rows[has_row][:, None], item.columns[has_column][None, :]] = True
+    guard = 64
+    memory = torch.full((in_tail.numel() + 2 * guard,), torch.nan, dtype=DTYPES[p.dtype])
+    c = memory[guard:-guard].view(in_tail.shape)
+    kernel = KERNELS["reduce_tail"]
+    tensors = given | {"partial_ptr": partial, "c_ptr": c}
+    named = dict(zip(kernel.arg_names, reduce.args, strict=False))
+    arguments = [x if isinstance(x, int | None) else tensors[name] for name, x in named.items()]
+    kernel[(reduce.grid, 1, 1)](*arguments, **reduce.constexprs)
+    assert torch.cat([memory[:guard], memory[-guard:]]).isnan().all()
+    return c, in_tail
+
+
+@pytest.mark.interpreted
+def test_partial_sums_are_added_in_order() -> None:
+    """As ((1 + 2^-24) + 2^-24): each alone is lost beside the 1."""
+    p = problem(128, 1024, 64, "fp16", sms=132)
+    choice = next(c for c in choices(p) if c.tail_split == 3 and c.tile.block_n == 64)
+    reduce = write_plan(p, choice).launches[-1]
+    from fastmm_op.launch import KERNELS
+
+    for values, want in (((1.0, 2.0**-24, 2.0**-24), 0.0), ((2.0**-24, 2.0**-24, 1.0), 2.0**-23)):
+        partial = torch.tensor((*values,))[:, None, None].expand(3, 128, 64).contiguous()
+        residual = torch.full((128, 64), -1.0)
+        c = torch.full((128, 64), torch.nan)
+        sizes = reduce.args[6:]
+        kernel = KERNELS["reduce_tail"]
+        tensors = (partial, c, None, None, None, residual)
+        kernel[(reduce.grid, 1, 1)](*tensors, *sizes, **reduce.constexprs)
+        assert (c == want).all()
+
+
+# The planner's use of it.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32"), ("fp16", "tf32")]
+)
+def test_odd_sweep_shares_its_last_wave(dtype, precision) -> None:
+    """288 tiles on 132 SMs: two waves, and 24 tiles that would occupy a third."""
+    for n in (2049, 2056, 2063, 2080):
+        p = problem(4096, 4096, n, dtype, precision)
+        plan = make_plan(p)
+        assert plan.strategy.endswith("+tail")
+        assert [step.kernel for step in plan.launches[-2:]] == ["gemm_hopper", "reduce_tail"]
+        said = [s for s in reasons(p, plan.choice) if "are shared by" in s]
+        tail = count_tiles(p, plan.choice.tile) % 132
+        assert said == [
+            f"the last {tail} tiles are shared by {plan.choice.tail_split} programs each and "
+            "summed in a fixed order"
+        ]
+        assert f"tail split {plan.choice.tail_split}" in label(plan.choice)
+    assert make_plan(problem(4096, 4096, 2048, dtype, precision)).choice.tail_split == 1
+
+
+def test_only_what_has_a_tail_shares_it() -> None:
+    full = problem(132 * 128, 1024, 256, "bf16")
+    assert {c.tail_split for c in choices(full) if c.tile.block_n == 256} == {1}
+    for p in (full, problem(4096, 1024, 2049, "bf16"), problem(300, 400, 50)):
+        for choice in choices(p):
+            if choice.tail_split > 1:
+                assert choice.tile.kernel == "gemm_hopper"
+                assert choice.split == 1
+                assert cdiv(p.K, choice.tail_split) >= 2 * choice.tile.block_k
+                assert 0 < tail_tiles(p, choice) < 132
+                assert (whole_tiles(p, choice) + tail_tiles(p, choice)) % 132 != 0
+    plain = replace(problem(4096, 1024, 2049, "bf16"), arch=ARCHES["sm_89"])
+    assert {c.tail_split for c in choices(plain)} == {1}
