@@ -100,8 +100,8 @@ TILES = {
     ),
     # Two accumulators: half the tile. Efficiencies are shares of a third of the 16-bit rate.
     ("sm_90", "hi and lo"): (
-        Tile("gemm_hopper", 128, 128, 64, 4, 3, 0.85),
-        Tile("gemm_hopper", 128, 64, 64, 4, 4, 0.60),
+        Tile("gemm_hopper", 128, 128, 64, 4, 3, 1.05),
+        Tile("gemm_hopper", 128, 64, 64, 4, 4, 0.75),
         Tile("gemm", 128, 128, 32, 8, 4, 0.65),
         Tile("gemm", 64, 64, 64, 4, 3, 0.40),
         Tile("gemm", 32, 64, 64, 4, 3, 0.25),
@@ -152,8 +152,14 @@ TILES = {
 # What the GEMM reads of one element, by the kind of its operands.
 OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
 
-# Tiles for a matrix that lies along K, or along its rows: 32 elements in flight a thread.
-GEMV_TILES = {True: Tile("gemv", 1, 16, 256, 4, 1, 1.0), False: Tile("gemv", 1, 128, 32, 4, 1, 1.0)}
+# Tiles for a matrix that lies along K, or along its rows, by the bytes of an element: a thread has
+# 128 bytes in flight.
+GEMV_TILES = {
+    (True, 4): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
+    (True, 2): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
+    (False, 4): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
+    (False, 2): Tile("gemv", 1, 128, 64, 4, 1, 1.0),
+}
 
 
 def gemv_matrix(problem: Problem) -> Operand:
@@ -175,7 +181,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
     """Every legal combination of packing, tile and split."""
     dtype, arch = problem.dtype, problem.arch
     if problem.one_wide:
-        tile = GEMV_TILES[gemv_matrix(problem).k_major]
+        tile = GEMV_TILES[gemv_matrix(problem).k_major, ITEMSIZE[dtype]]
         for split in SPLITS:
             if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
                 yield Choice(False, False, tile, split)

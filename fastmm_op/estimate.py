@@ -6,9 +6,10 @@ from fastmm_op.choices import (
     gemv_matrix,
     stores_are_aligned,
     tail_tiles,
+    uses_wgmma,
     whole_tiles,
 )
-from fastmm_op.packing import packing_passes
+from fastmm_op.packing import balance_groups, packing_passes
 from fastmm_op.problem import (
     ITEMSIZE,
     Operand,
@@ -24,9 +25,9 @@ STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-MISALIGNED_READ = {"fp32": (2.5, 3.4), "fp16": (3.0, 5.0), "bf16": (3.0, 5.0)}
+MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (5.0, 5.0), "bf16": (5.0, 5.0)}
 # Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
-PACK_BANDWIDTH = 0.75
+PACK_BANDWIDTH = 0.85
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
@@ -34,12 +35,16 @@ EXPOSED_STORES = 0.5
 # What a program needs for its share of a tile beside the products: to fill its ring, and for stores
 # that no next tile hides.
 TAIL_SECONDS = 2e-6
+# Kernels that are not persistent finish a tile before they begin another: on wgmma, with one or two
+# of them on an SM, their stores take so many times as long.
+STORES_AFTER_WGMMA = 2.0
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
 # What remains of TMA's rate on rows that start inside a memory sector.
-SPLIT_SECTORS_RATE = 0.9
-# Rows of each operand that kernels/balance.py looks at.
+SPLIT_SECTORS_RATE = 0.8
+# Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
+BALANCE_BANDWIDTH = 0.35
 # Programs an SM that keep enough loads in flight to reach the memory's bandwidth.
 GEMM_PROGRAMS = 1.25
 GEMV_PROGRAMS = 5
@@ -71,9 +76,10 @@ def is_scaled(problem: Problem, choice: Choice) -> bool:
 
 
 def balance_seconds(problem: Problem) -> float:
-    """A launch; the samples are read in one step, or at a copy's bandwidth if K is long."""
-    sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype]
-    return problem.arch.launch_seconds + sampled / problem.arch.bandwidth
+    """A launch; the samples are read in one step, or at a share of the bandwidth if K is long."""
+    sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype] * balance_groups(problem)
+    bandwidth = BALANCE_BANDWIDTH * problem.arch.bandwidth
+    return problem.arch.launch_seconds + sampled / bandwidth
 
 
 def pack_seconds(problem: Problem, buffer: str) -> float:
@@ -172,7 +178,10 @@ def store_seconds(problem: Problem, choice: Choice) -> float:
     size = ITEMSIZE[problem.dtype] if choice.split == 1 else 4 * choice.split
     aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
     moved = problem.batch * problem.M * problem.N * size
-    seconds = moved * (1.0 if aligned else MISALIGNED_STORE) / problem.arch.bandwidth
+    slower = 1.0 if aligned else MISALIGNED_STORE
+    if choice.tile.kernel == "gemm" and uses_wgmma(problem, choice.tile):
+        slower = STORES_AFTER_WGMMA
+    seconds = moved * slower / problem.arch.bandwidth
     seconds += residual_seconds(problem) if choice.split == 1 else 0.0
     if choice.tail_split > 1:
         seconds *= 1 - tail_share(problem, choice)

@@ -63,8 +63,8 @@ def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, L
     Batch items that share an operand, which is packed once, share the exponents too.
     """
     a, b = problem.a, problem.b
-    shared = 0 in (a.batch_stride, b.batch_stride)
-    groups = 1 if shared else problem.batch
+    groups = balance_groups(problem)
+    shared = groups < problem.batch
     blocks = cdiv(problem.K, BALANCE_BLOCK)
     counts = {
         buffer: packed_items(problem, buffer) * rows if packing_passes(problem, buffer) == 2 else 0
@@ -89,6 +89,11 @@ def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, L
         num_warps=8,
     )
     return balance, launch
+
+
+def balance_groups(problem: Problem) -> int:
+    """Groups of batch items that are balanced alike: one, if all items share an operand."""
+    return 1 if 0 in (problem.a.batch_stride, problem.b.batch_stride) else problem.batch
 
 
 def packed_items(problem: Problem, buffer: str) -> int:

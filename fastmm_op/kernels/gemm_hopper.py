@@ -346,12 +346,12 @@ def consumer(
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
-    TAIL: gl.constexpr = partial_ptr is not None
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole = sizes
     row_exp_step, col_exp_step = exp_steps
     stride_cz, stride_cm = strides_c
     c_ptr, c_desc, c_smem, partial_ptr = output
+    TAIL: gl.constexpr = partial_ptr is not None
     bias_ptr, residual_ptr = epilogue
     tiles_m = gl.cdiv(M, BLOCK_M)
     tiles_n = gl.cdiv(N, BLOCK_N)
