@@ -128,6 +128,24 @@ def test_direct_misaligned_with_a_k_tail(arch) -> None:
     assert "cvt.rna.tf32.f32" in ptx
 
 
+@pytest.mark.parametrize("epilogue", [Epilogue(), Epilogue(True, "gelu", True)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
+)
+def test_hopper_tiles_shared_by_programs(dtype, precision, epilogue) -> None:
+    """Two ways to store in one kernel, and the sum: of every tile width, C's rows in classes."""
+    p = replace(problem("sm_90", 4096, 4096, 2049, dtype, precision), epilogue=epilogue)
+    shared = {c.tile.block_n: c for c in choices(p) if c.tail_split == 2 and c.pack_b}
+    assert len(shared) >= 2
+    for choice in shared.values():
+        gemm, total = write_plan(p, choice).launches[-2:]
+        assert (gemm.kernel, total.kernel) == ("gemm_hopper", "reduce_tail")
+        found, _ = compiled(p, gemm)
+        assert found.count("HGMMA") > 0
+        assert gemm.constexprs["CLASSES"] > 1
+        compiled(p, total)
+
+
 @pytest.mark.parametrize("kernel", ["pack_rows", "row_max", "pack_tiles", "reduce"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_other_kernels(arch, kernel) -> None:

@@ -10,7 +10,7 @@ import torch
 
 import fastmm_op
 from cases import DTYPES, FAMILIES, at_offset, specials
-from fastmm_op.choices import choices
+from fastmm_op.choices import choices, tail_tiles, whole_tiles
 from fastmm_op.plan import write_plan
 from fastmm_op.timing import torch_tf32
 from oracle import assert_accurate, assert_same_specials, exact, norm
@@ -56,6 +56,44 @@ def test_hopper_kernel(case, precision, n) -> None:
             assert_same_specials(out, exact(a, b).float(), what=str(choice))
         else:
             assert_accurate(out, a, b, precision, what=str(choice))
+
+
+# M, K, N and batch: on 132 SMs fewer tiles than SMs, and a wave of whole ones before the shared.
+SHARED_TILES = {
+    "few tiles, aligned": ((1100, 520, 264), 1),
+    "few tiles, row classes": ((1100, 520, 265), 1),
+    "a wave and more": ((2048, 520, 2313), 1),
+    "a wave and more, batch": ((300, 520, 700), 20),
+}
+
+
+@pytest.mark.parametrize("name", SHARED_TILES)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
+)
+def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
+    """Right, and the same bits every time."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    (m, k, n), batch = SHARED_TILES[name]
+    a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
+    b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
+    problem = launch.describe(a, b, precision, arch)
+    shared = [c for c in choices(problem) if c.tail_split in (2, 3)]
+    assert shared
+    if arch.sms == 132:
+        assert any(whole_tiles(problem, c) > 0 for c in shared) == name.startswith("a wave")
+    for choice in shared:
+        assert 0 < tail_tiles(problem, choice) < arch.sms
+        plan = write_plan(problem, choice)
+        first, second = (torch.full((batch, m, n), torch.nan).to(a) for _ in range(2))
+        for out in (first, second):
+            launch.run_plan(plan, a, b, out)
+        assert_accurate(first, a, b, precision, what=str(choice))
+        assert torch.equal(first, second), f"other bits the second time: {choice}"
 
 
 # What torch itself loses.

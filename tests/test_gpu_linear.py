@@ -67,6 +67,26 @@ def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None
         assert_linear(out, x, weight, bias, activation, residual, what=str(choice))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_hopper_tiles_shared_by_programs(dtype) -> None:
+    """A wave of whole tiles on 132 SMs, finished by one kernel, and shared ones by the other."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    x, weight, bias, residual = make(2048, 520, 2313, dtype)
+    epilogue = Epilogue(True, "gelu", True)
+    problem = launch.describe(x[None], weight.mT[None], "tf32", arch, epilogue)
+    shared = {c.tile: c for c in choices(problem) if c.tail_split == 2}
+    assert shared
+    for choice in shared.values():
+        out = torch.full_like(residual, torch.nan)
+        plan = write_plan(problem, choice)
+        launch.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
+        assert_linear(out, x, weight, bias, "gelu", residual, what=str(choice))
+
+
 @pytest.mark.parametrize("store", STORES)
 def test_hopper_kernel_sends_inf_and_nan_where_they_belong(store) -> None:
     from fastmm_op import launch
