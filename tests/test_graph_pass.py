@@ -80,11 +80,10 @@ def test_mm_and_addmm() -> None:
     expecttest.assert_expected_inline(
         graph_lines(graph),
         """\
-matmul_in_graph_default = fastmm.matmul_in_graph.default(x_1, weight_1, precision='fp32')
-add_tensor = aten.add.Tensor(matmul_in_graph_default, bias_1)
-relu = aten.relu.default(add_tensor)
+permute_default = aten.permute.default(weight_1, [1, 0])
+linear_in_graph_default = fastmm.linear_in_graph.default(x_1, permute_default, bias_1, None, activation='relu', precision='fp32')
 transpose = aten.transpose.int(weight_1, -2, -1)
-matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(relu, transpose, precision='fp32')""",
+matmul_in_graph_default = fastmm.matmul_in_graph.default(linear_in_graph_default, transpose, precision='fp32')""",
     )
 
 
@@ -118,22 +117,21 @@ def test_linear_and_its_backward() -> None:
         """\
 view = aten.view.default(primals_1, [10, 7])
 t = aten.t.default(primals_2)
-matmul_in_graph_default = fastmm.matmul_in_graph.default(view, t, precision='fp32')
-add_tensor = aten.add.Tensor(matmul_in_graph_default, primals_3)
-view_1 = aten.view.default(add_tensor, [2, 5, 9])
+linear_in_graph_default = fastmm.linear_in_graph.default(view, primals_2, primals_3, None, activation='none', precision='fp32')
+view_1 = aten.view.default(linear_in_graph_default, [2, 5, 9])
 sin = aten.sin.default(view_1)
 cos = aten.cos.default(view_1)
 mul = aten.mul.Tensor(tangents_1, cos)
 view_2 = aten.view.default(mul, [10, 9])
 t_1 = aten.t.default(t)
-matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(view_2, t_1, precision='fp32')
+matmul_in_graph_default = fastmm.matmul_in_graph.default(view_2, t_1, precision='fp32')
 t_2 = aten.t.default(view_2)
-matmul_in_graph_default_2 = fastmm.matmul_in_graph.default(t_2, view, precision='fp32')
-t_3 = aten.t.default(matmul_in_graph_default_2)
+matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(t_2, view, precision='fp32')
+t_3 = aten.t.default(matmul_in_graph_default_1)
 sum_1 = aten.sum.dim_IntList(view_2, [0], True)
 view_3 = aten.view.default(sum_1, [9])
 t_4 = aten.t.default(t_3)
-view_4 = aten.view.default(matmul_in_graph_default_1, [2, 5, 7])""",
+view_4 = aten.view.default(matmul_in_graph_default, [2, 5, 7])""",
     )
 
 
