@@ -33,26 +33,33 @@ ALWAYS = {"fastmm.always": True}
 
 
 class Call:
-    """One call of the op's implementation: dtype, shapes and precision."""
+    """One call of an op's implementation: dtype, shapes, precision and what is fused."""
 
-    def __init__(self, a, b, precision: str) -> None:
-        self.dtype, self.precision = a.dtype, precision
+    def __init__(self, a, b, precision: str, *fused) -> None:
+        self.dtype, self.precision, self.fused = a.dtype, precision, fused
         self.shapes = tuple(a.shape), tuple(b.shape)
 
 
 @pytest.fixture
 def calls(monkeypatch) -> list[Call]:
-    """What the op is called with, eagerly and in compiled code."""
+    """What the ops are called with, eagerly and in compiled code."""
     seen = []
 
     def spy(module):
-        real = module.matmul
+        real, real_linear = module.matmul, module.linear
 
         def matmul(a, b, precision):
             seen.append(Call(a, b, precision))
             return real(a, b, precision)
 
+        def linear(x, weight, bias, residual, activation, precision):
+            parts = {"bias": bias is not None, activation: activation != "none"}
+            parts["residual"] = residual is not None
+            seen.append(Call(x, weight.mT, precision, *(part for part in parts if parts[part])))
+            return real_linear(x, weight, bias, residual, activation, precision)
+
         monkeypatch.setattr(module, "matmul", matmul)
+        monkeypatch.setattr(module, "linear", linear)
 
     # The CPU's implementation, or that of the GPU, which leaves to ATen what it has no kernel for.
     if ops.INTERPRETED or (ops.HAVE_TRITON and torch.cuda.is_available()):
