@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmm_op import aten
 from fastmm_op.arch import Arch
+from fastmm_op.aten import linear as aten_linear
 from fastmm_op.compile.backend import inductor_options
 from fastmm_op.compile.compat import backward_at_once
 from fastmm_op.compile.graph_pass import Decision
@@ -127,5 +127,5 @@ def run_by_aten(graph: torch.fx.GraphModule) -> None:
         if node.target is torch.ops.fastmm.matmul_in_graph.default:
             node.target, node.kwargs = torch.ops.aten.matmul.default, {}
         elif node.target is torch.ops.fastmm.linear_in_graph.default:
-            node.target = aten.linear
+            node.target = aten_linear
     graph.recompile()
