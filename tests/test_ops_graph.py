@@ -32,7 +32,7 @@ def test_schemas() -> None:
         f"{op._schema}\n{linear._schema}",
         """\
 fastmm::matmul_in_graph(Tensor a, Tensor b, *, str precision) -> Tensor
-fastmm::linear_in_graph(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, *, str activation, str precision) -> Tensor""",
+fastmm::linear_in_graph(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, *, str activation, str precision) -> Tensor""",  # noqa: E501
     )
 
 
