@@ -6,15 +6,14 @@ and no kernel is loaded.
 
 import importlib
 
-from fastmm_op import ops_graph as _ops_graph  # registers matmul, in both its forms
-from fastmm_op import ops_linear as _ops_linear  # registers linear
+from fastmm_op import ops_graph as _ops_graph  # registers matmul and linear, in both their forms
 from fastmm_op.functional import linear, matmul
 from fastmm_op.model import ModelNew
 from fastmm_op.patching import patch, unpatch
 
 __version__ = "0.1.0"
 __all__ = ["ModelNew", "linear", "matmul", "patch", "unpatch"]
-del _ops_graph, _ops_linear
+del _ops_graph
 
 
 def __getattr__(name: str):

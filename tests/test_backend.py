@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch.nn import functional as F
 from torch.testing import FileCheck
 from torch.utils.checkpoint import checkpoint
 
@@ -33,26 +34,33 @@ ALWAYS = {"fastmm.always": True}
 
 
 class Call:
-    """One call of the op's implementation: dtype, shapes and precision."""
+    """One call of an op's implementation: dtype, shapes, precision and what is fused."""
 
-    def __init__(self, a, b, precision: str) -> None:
-        self.dtype, self.precision = a.dtype, precision
+    def __init__(self, a, b, precision: str, *fused) -> None:
+        self.dtype, self.precision, self.fused = a.dtype, precision, fused
         self.shapes = tuple(a.shape), tuple(b.shape)
 
 
 @pytest.fixture
 def calls(monkeypatch) -> list[Call]:
-    """What the op is called with, eagerly and in compiled code."""
+    """What the ops are called with, eagerly and in compiled code."""
     seen = []
 
     def spy(module):
-        real = module.matmul
+        real, real_linear = module.matmul, module.linear
 
         def matmul(a, b, precision):
             seen.append(Call(a, b, precision))
             return real(a, b, precision)
 
+        def linear(x, weight, bias, residual, activation, precision):
+            parts = {"bias": bias is not None, activation: activation != "none"}
+            parts["residual"] = residual is not None
+            seen.append(Call(x, weight.mT, precision, *(part for part in parts if parts[part])))
+            return real_linear(x, weight, bias, residual, activation, precision)
+
         monkeypatch.setattr(module, "matmul", matmul)
+        monkeypatch.setattr(module, "linear", linear)
 
     # The CPU's implementation, or that of the GPU, which leaves to ATen what it has no kernel for.
     if ops.INTERPRETED or (ops.HAVE_TRITON and torch.cuda.is_available()):
@@ -181,6 +189,47 @@ def test_autocast(forward, backward, calls, device) -> None:
         assert set(seen) == {torch.float32}
 
 
+class FeedForward(nn.Module):
+    """A transformer's: two layers, an activation between them, around a residual connection."""
+
+    def __init__(self, activation) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(7, 33), nn.Linear(33, 7)
+        self.activation = activation
+
+    def forward(self, x):
+        return x + self.down(self.activation(self.up(x)))
+
+
+# What the backward pass needs is not fused: relu's needs its result only.
+FUSED = {"relu": (F.relu, True), "gelu": (F.gelu, False), "silu": (F.silu, False)}
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (3, 4, 7)], ids=["rows", "batch"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("activation", FUSED)
+def test_epilogues(activation, dtype, dynamic, shape, calls, device) -> None:
+    function, fused_in_training = FUSED[activation]
+    model = FeedForward(function).to(device, dtype)
+    x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    # Roundings of sums in another order, doubled by the interpreter's truncation.
+    allowed = 1e-5 if dtype is torch.float32 else 2**-6
+    compiled = torch.compile(model, backend=graphs, fullgraph=True, dynamic=dynamic)
+    with torch.no_grad():
+        assert_same([compiled(x)], [model(x)], allowed)
+    whole = [("bias", activation), ("bias", "residual")]
+    assert [call.fused for call in calls] == whole
+    calls.clear()
+    assert_same(gradients(compiled, x), gradients(model, x), allowed)
+    forward, backward = calls[:2], calls[2:]
+    first = whole[0] if fused_in_training else ("bias",)
+    assert [call.fused for call in forward] == [first, whole[1]]
+    assert len(backward) == 4
+    # x has two gradients, one through the layers; their sum is a residual of the product.
+    assert [call.fused for call in backward].count(("residual",)) == 1
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_inference(context, calls, device) -> None:
     model, x = mlp(device), torch.randn(6, 7, device=device)
@@ -250,6 +299,25 @@ def test_by_name(entry_points, calls, device) -> None:
             "= torch.ops.fastmm.matmul_in_graph.default(", count, exactly=True
         ).run(code)
         FileCheck().check_not("extern_kernels.").run(code)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_epilogues_leave_nothing_to_compile(dynamic, calls, device) -> None:
+    """A feed-forward block is two calls."""
+    model = FeedForward(F.gelu).to(device)
+    x = torch.randn(3, 4, 7, device=device)
+    compiled = torch.compile(
+        model, backend=backend, fullgraph=True, dynamic=dynamic, options=ALWAYS
+    )
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        got, (code,) = run_and_get_code(compiled, x)
+        assert_same([got], [model(x)])
+    assert len(calls) == 2
+    FileCheck().check_count("= torch.ops.fastmm.linear_in_graph.default(", 2, exactly=True).run(
+        code
+    )
+    for other in ("extern_kernels.", "async_compile.cpp", "async_compile.triton"):
+        FileCheck().check_not(other).run(code)
 
 
 def test_by_options(calls, device) -> None:
@@ -471,7 +539,11 @@ def test_explain(calls) -> None:
     assert all(p.grad is None for p in model.parameters())
     with torch.no_grad():
         report = explain(model, always=True, dynamic=True)(x)
-    assert [str(d).split(":")[-1] for d in report.taken] == [" always=True"] * 2
+    assert [str(d).split(": ", 2)[-1] for d in report.taken] == [
+        "taken with bias, gelu: always=True",
+        "taken with bias: always=True",
+    ]
+    assert "taken with bias, gelu" in " ".join(str(report).split())
     assert report.decisions[0].M.endswith("=4")
     assert not calls, "ATen runs the graphs"
 

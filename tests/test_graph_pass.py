@@ -25,37 +25,13 @@ from fastmm_op.compile.compat import Flags
 from fastmm_op.compile.graph_pass import HOOKS, MatmulPass
 from fastmm_op.compile.products import read_product
 from fastmm_op.compile.settings import Settings
-from graphs import graph_lines
+from graphs import ALWAYS, graph_lines, run, trace
 
 aten = torch.ops.aten
 OURS = torch.ops.fastmm.matmul_in_graph.default
-ALWAYS = Settings(always=True)
 H200 = Settings(arch="sm_90")
 BF16 = torch.bfloat16
 FLAGS = Flags(pads=False, tunes=False, graphs=False)
-
-
-def fake(*shape: int, dtype=torch.float32, device="cuda") -> torch.Tensor:
-    """In a fake mode, a tensor that is nowhere; column-major where the shape ends in "T"."""
-    if shape[-1] == "T":
-        *batch, rows, columns = shape[:-1]
-        return torch.empty(*batch, columns, rows, dtype=dtype, device=device).mT
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def trace(function, *shapes, dtype=torch.float32, device="cuda") -> torch.fx.GraphModule:
-    with FakeTensorMode():
-        return make_fx(function)(*(fake(*s, dtype=dtype, device=device) for s in shapes))
-
-
-def run(graph: torch.fx.GraphModule, settings=ALWAYS) -> list[graph_pass.Decision]:
-    """Both hooks' passes, as Inductor runs them; every decision, in order."""
-    record = []
-    for hook in HOOKS:
-        MatmulPass(hook, settings, record)(graph.graph)
-    graph.graph.lint()
-    graph.recompile()
-    return record
 
 
 def only(decisions: list) -> graph_pass.Decision:
@@ -80,11 +56,10 @@ def test_mm_and_addmm() -> None:
     expecttest.assert_expected_inline(
         graph_lines(graph),
         """\
-matmul_in_graph_default = fastmm.matmul_in_graph.default(x_1, weight_1, precision='fp32')
-add_tensor = aten.add.Tensor(matmul_in_graph_default, bias_1)
-relu = aten.relu.default(add_tensor)
+permute_default = aten.permute.default(weight_1, [1, 0])
+linear_in_graph_default = fastmm.linear_in_graph.default(x_1, permute_default, bias_1, None, activation='relu', precision='fp32')
 transpose = aten.transpose.int(weight_1, -2, -1)
-matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(relu, transpose, precision='fp32')""",
+matmul_in_graph_default = fastmm.matmul_in_graph.default(linear_in_graph_default, transpose, precision='fp32')""",  # noqa: E501
     )
 
 
@@ -118,22 +93,21 @@ def test_linear_and_its_backward() -> None:
         """\
 view = aten.view.default(primals_1, [10, 7])
 t = aten.t.default(primals_2)
-matmul_in_graph_default = fastmm.matmul_in_graph.default(view, t, precision='fp32')
-add_tensor = aten.add.Tensor(matmul_in_graph_default, primals_3)
-view_1 = aten.view.default(add_tensor, [2, 5, 9])
+linear_in_graph_default = fastmm.linear_in_graph.default(view, primals_2, primals_3, None, activation='none', precision='fp32')
+view_1 = aten.view.default(linear_in_graph_default, [2, 5, 9])
 sin = aten.sin.default(view_1)
 cos = aten.cos.default(view_1)
 mul = aten.mul.Tensor(tangents_1, cos)
 view_2 = aten.view.default(mul, [10, 9])
 t_1 = aten.t.default(t)
-matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(view_2, t_1, precision='fp32')
+matmul_in_graph_default = fastmm.matmul_in_graph.default(view_2, t_1, precision='fp32')
 t_2 = aten.t.default(view_2)
-matmul_in_graph_default_2 = fastmm.matmul_in_graph.default(t_2, view, precision='fp32')
-t_3 = aten.t.default(matmul_in_graph_default_2)
+matmul_in_graph_default_1 = fastmm.matmul_in_graph.default(t_2, view, precision='fp32')
+t_3 = aten.t.default(matmul_in_graph_default_1)
 sum_1 = aten.sum.dim_IntList(view_2, [0], True)
 view_3 = aten.view.default(sum_1, [9])
 t_4 = aten.t.default(t_3)
-view_4 = aten.view.default(matmul_in_graph_default_1, [2, 5, 7])""",
+view_4 = aten.view.default(matmul_in_graph_default, [2, 5, 7])""",  # noqa: E501
     )
 
 
@@ -337,12 +311,16 @@ def test_where_results_go() -> None:
 
 def test_what_would_have_been_fused() -> None:
     bias = (9,)
-    assert around(lambda c, a, b: torch.addmm(c, a, b), bias, X, W).extra_pass, "cuBLAS adds it"
+    column = (5, 1)
+    assert around(torch.addmm, column, X, W).extra_pass, "cuBLAS adds it"
+    assert around(torch.baddbmm, bias, (2, *X), (2, *W)).extra_pass, "as it does in batches"
+    assert not around(torch.addmm, bias, X, W).extra_pass, "so do we"
+    assert not around(torch.addmm, (5, 9), X, W).extra_pass, "so do we"
 
     def fused(c, a, b):
         return torch.addmm(c, a, b).relu()
 
-    assert not around(fused, bias, X, W).extra_pass, "relu's kernel adds it, either way"
+    assert not around(fused, column, X, W).extra_pass, "relu's kernel adds it, either way"
     tunes = Flags(pads=False, tunes=True, graphs=False)
     assert around(fused, bias, X, W, flags=tunes).extra_pass, "a template's epilogue"
     assert not around(torch.mm, X, W, flags=tunes).extra_pass

@@ -1,4 +1,4 @@
-"""The op's form in compiled graphs: the op, but that autocast leaves it alone."""
+"""The ops' forms in compiled graphs: the ops, but that autocast leaves them alone."""
 
 import expecttest
 import pytest
@@ -8,6 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastmm_op
 
 op = torch.ops.fastmm.matmul_in_graph.default
+linear = torch.ops.fastmm.linear_in_graph.default
+HOW = {"activation": "gelu", "precision": "fp32"}
 
 
 def inputs(device, dtype=torch.float32, requires_grad=False) -> list[torch.Tensor]:
@@ -17,10 +19,20 @@ def inputs(device, dtype=torch.float32, requires_grad=False) -> list[torch.Tenso
     ]
 
 
-def test_schema() -> None:
+def linear_inputs(device, dtype=torch.float32, requires_grad=False) -> list[torch.Tensor]:
+    """x, weight, bias and residual."""
+    return [
+        torch.randn(shape, device=device, dtype=dtype, requires_grad=requires_grad)
+        for shape in ((3, 5, 7), (9, 7), (9,), (3, 5, 9))
+    ]
+
+
+def test_schemas() -> None:
     expecttest.assert_expected_inline(
-        f"{op._schema}",
-        """fastmm::matmul_in_graph(Tensor a, Tensor b, *, str precision) -> Tensor""",
+        f"{op._schema}\n{linear._schema}",
+        """\
+fastmm::matmul_in_graph(Tensor a, Tensor b, *, str precision) -> Tensor
+fastmm::linear_in_graph(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, *, str activation, str precision) -> Tensor""",  # noqa: E501
     )
 
 
@@ -29,6 +41,14 @@ def test_schema() -> None:
 def test_opcheck(dtype, requires_grad, device) -> None:
     args = inputs(device, dtype, requires_grad)
     torch.library.opcheck(op, args, {"precision": "fp32"})
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_opcheck_linear(dtype, requires_grad, device) -> None:
+    x, weight, bias, residual = linear_inputs(device, dtype, requires_grad)
+    for rest in ((bias, residual), (bias, None), (None, residual)):
+        torch.library.opcheck(linear, (x, weight, *rest), HOW)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp32", "ieee"])
@@ -56,3 +76,31 @@ def test_autocast_leaves_it_alone(device) -> None:
     with torch.autocast(device, dtype=torch.bfloat16):
         assert torch.equal(op(a, b, precision="fp32"), want)
         assert torch.ops.fastmm.matmul(a, b).dtype is torch.bfloat16, "unlike the op itself"
+
+
+def test_linear_is_the_op(device) -> None:
+    for activation in ("none", "silu"):
+        args = linear_inputs(device, requires_grad=True)
+        how = {"activation": activation, "precision": "fp32"}
+        got, want = linear(*args, **how), torch.ops.fastmm.linear(*args, **how)
+        assert torch.equal(got, want)
+        weight = torch.randn_like(got)
+        for one, other in zip(
+            torch.autograd.grad(got, args, weight),
+            torch.autograd.grad(want, args, weight),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
+    with FlopCounterMode(display=False) as counter:
+        linear(*args, **how)
+    assert counter.get_total_flops() == 2 * 3 * 5 * 7 * 9
+    with pytest.raises(RuntimeError, match="it is not broadcast"):
+        linear(*args[:3], args[3][0], **how)
+
+
+def test_autocast_leaves_linear_alone(device) -> None:
+    args = linear_inputs(device)
+    want = linear(*args, **HOW)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert torch.equal(linear(*args, **HOW), want)
+        assert torch.ops.fastmm.linear(*args).dtype is torch.bfloat16, "unlike the op itself"

@@ -4,24 +4,31 @@ Each is checked by ``tests/test_compat.py`` against the versions we support (tor
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch._functorch import config as functorch_config
 from torch._inductor import config, list_mode_options, list_options
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
     "CustomGraphPass",
     "Flags",
     "backward_at_once",
     "chain",
+    "fake_tensors_only",
     "flags",
     "hint",
     "list_mode_options",
     "option_names",
+    "select_decomp_table",
+    "surely_equal",
 ]
 
 TORCH = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
@@ -62,6 +69,23 @@ def option_names() -> set[str]:
 def hint(size: int | torch.SymInt) -> int | None:
     """A size as a number, without a guard on it; None where it is known at run time only."""
     return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def surely_equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    """Whether two sizes are one whatever their symbols stand for, without a guard on them."""
+    return statically_known_true(size == other)
+
+
+@contextmanager
+def fake_tensors_only() -> Iterator[None]:
+    """A context for tracing something else while a graph is being compiled: nothing is computed."""
+    with (
+        torch._guards.tracing(None),
+        unset_fake_temporarily(),
+        FakeTensorMode(),
+        torch.no_grad(),
+    ):
+        yield
 
 
 def backward_at_once():

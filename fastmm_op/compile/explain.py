@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastmm_op.arch import Arch
+from fastmm_op.aten import linear as aten_linear
 from fastmm_op.compile.backend import inductor_options
 from fastmm_op.compile.compat import backward_at_once
 from fastmm_op.compile.graph_pass import Decision
@@ -36,7 +37,7 @@ class Report:
         table.add_column("op")
         table.add_column("product", overflow="fold")
         table.add_column("dtype", no_wrap=True)
-        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
         table.add_column("fastmm", justify="right", no_wrap=True)
         table.add_column("Inductor", justify="right", no_wrap=True)
         table.add_column("why", overflow="fold")
@@ -48,7 +49,7 @@ class Report:
                 one.op,
                 f"{items}({one.M}, {one.K}) @ ({one.K}, {one.N})",
                 one.dtype + (f"\n{one.precision}" if one.precision else ""),
-                "[green]taken" if verdict.take else "left alone",
+                f"[green]{one.fate}" if verdict.take else one.fate,
                 microseconds(verdict.ours_seconds),
                 microseconds(verdict.inductor_seconds),
                 verdict.why,
@@ -125,4 +126,6 @@ def run_by_aten(graph: torch.fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target is torch.ops.fastmm.matmul_in_graph.default:
             node.target, node.kwargs = torch.ops.aten.matmul.default, {}
+        elif node.target is torch.ops.fastmm.linear_in_graph.default:
+            node.target = aten_linear
     graph.recompile()

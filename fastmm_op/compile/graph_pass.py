@@ -1,4 +1,4 @@
-"""The pass over Inductor's graphs that puts ``fastmm.matmul`` where it is predicted to win."""
+"""The pass over Inductor's graphs that puts fastmm's products where they are predicted to win."""
 
 import hashlib
 import logging
@@ -14,6 +14,7 @@ from fastmm_op import ops
 from fastmm_op.arch import Arch
 from fastmm_op.compile.compat import CustomGraphPass, flags
 from fastmm_op.compile.decide import Verdict, decide
+from fastmm_op.compile.epilogues import Tail, read_tail, weight_of
 from fastmm_op.compile.products import BATCHED_PRODUCTS, MATRIX_PRODUCTS, Product, read_product
 from fastmm_op.compile.settings import Settings, float32_precision
 
@@ -29,6 +30,9 @@ HOOKS = {
     "post_grad_custom_pre_pass": BATCHED_PRODUCTS,
 }
 
+# Metadata that says what a node's value is like.
+VALUE = ("val", "tensor_meta")
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -42,6 +46,7 @@ class Decision:
         precision: for fp32 operands, what the user's setting allows; else None.
         source: the model's line that asked for it, if the graph knows.
         verdict: whether it was taken, and why.
+        fused: what is computed with it: any of ``"bias"``, an activation, ``"residual"``.
     """
 
     node: str
@@ -54,15 +59,22 @@ class Decision:
     precision: str | None
     source: str
     verdict: Verdict
+    fused: tuple[str, ...] = ()
+
+    @property
+    def fate(self) -> str:
+        """In two words, or what was taken along as well."""
+        if not self.verdict.take:
+            return "left alone"
+        return f"taken with {', '.join(self.fused)}" if self.fused else "taken"
 
     def __str__(self) -> str:
         items = "" if self.batch == "1" else f"{self.batch} x "
         what = self.precision or self.dtype
         if self.precision:
             what = f"{self.dtype} ({self.precision})"
-        fate = "taken" if self.verdict.take else "left alone"
         sizes = f"{items}({self.M}, {self.K}) @ ({self.K}, {self.N})"
-        return f"{self.node}: {self.op} {sizes} {what}: {fate}: {self.verdict.why}"
+        return f"{self.node}: {self.op} {sizes} {what}: {self.fate}: {self.verdict.why}"
 
 
 class MatmulPass(CustomGraphPass):
@@ -87,10 +99,13 @@ class MatmulPass(CustomGraphPass):
                 continue
             product = read_product(node)
             verdict = judge(product, precision, self.settings)
-            decisions.append(describe(product, precision, verdict))
+            tail = read_tail(product) if verdict.take else None
+            decisions.append(describe(product, precision, verdict, tail))
             log.debug("%s", decisions[-1])
-            if verdict.take:
-                replace(graph, product, precision)
+            if tail is not None:
+                replace_with_linear(graph, product, tail, precision)
+            elif verdict.take:
+                replace_with_matmul(graph, product, precision)
         if decisions:
             taken = sum(decision.verdict.take for decision in decisions)
             log.info("%s: %d of %d products taken", self.hook, taken, len(decisions))
@@ -147,26 +162,51 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def replace(graph: Graph, product: Product, precision: str) -> None:
+def replace_with_matmul(graph: Graph, product: Product, precision: str) -> None:
     """Put the op, and a sum where there was one, in the product's place."""
-    node, keywords = product.node, {"precision": precision}
+    node = product.node
     with graph.inserting_before(node):
-        result = graph.call_function(
-            torch.ops.fastmm.matmul_in_graph.default, (product.a, product.b), keywords
-        )
-        # The node's own metadata: its place in forward or backward, its tag for recomputation. Its
-        # result is contiguous, as the op's is.
-        result.meta = dict(node.meta)
-        # The strides that the op is promised (it is tagged needs_exact_strides).
-        result.meta["eager_input_vals"] = (product.values, keywords)
+        op = torch.ops.fastmm.matmul_in_graph.default
+        result = call(graph, op, (product.a, product.b), {"precision": precision}, node)
         if product.added is not None:
             result = graph.call_function(torch.ops.aten.add.Tensor, (result, product.added))
-            result.meta = {k: v for k, v in node.meta.items() if k != "eager_input_vals"}
+            result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     graph.erase_node(node)
 
 
-def describe(product: Product, precision: str, verdict: Verdict) -> Decision:
+def replace_with_linear(graph: Graph, product: Product, tail: Tail, precision: str) -> None:
+    """Put the op in the place of the product and of what follows it."""
+    keywords = {"activation": tail.activation, "precision": precision}
+    with graph.inserting_before(tail.result):
+        weight = weight_of(product.b)
+        if weight is None:
+            weight = graph.call_function(torch.ops.aten.permute.default, (product.b, [1, 0]))
+            weight.meta = product.node.meta | {"val": product.b.meta["val"].permute(1, 0)}
+        operands = tail.x, weight, tail.bias, tail.residual
+        result = call(
+            graph, torch.ops.fastmm.linear_in_graph.default, operands, keywords, product.node
+        )
+        result.meta |= {key: tail.result.meta[key] for key in VALUE if key in tail.result.meta}
+    tail.result.replace_all_uses_with(result)
+    for node in reversed(tail.nodes):
+        graph.erase_node(node)
+
+
+def call(graph: Graph, op, operands: tuple[Node | None, ...], keywords: dict, old: Node) -> Node:
+    """A node that stands for an old one: ours, with its metadata.
+
+    That is its place in forward or backward, its tag for recomputation. Its result is contiguous,
+    as the op's is.
+    """
+    result = graph.call_function(op, operands, keywords)
+    # The strides that the op is promised (it is tagged needs_exact_strides).
+    values = tuple(x if x is None else x.meta["val"] for x in operands)
+    result.meta = old.meta | {"eager_input_vals": (values, keywords)}
+    return result
+
+
+def describe(product: Product, precision: str, verdict: Verdict, tail: Tail | None) -> Decision:
     dtype = str(product.values[0].dtype).removeprefix("torch.")
     return Decision(
         product.node.name,
@@ -176,6 +216,7 @@ def describe(product: Product, precision: str, verdict: Verdict) -> Decision:
         precision=precision if dtype == "float32" else None,
         source=source_line(product.node),
         verdict=verdict,
+        fused=tail.parts if tail else (),
     )
 
 

@@ -1,13 +1,13 @@
 """Reading products in a graph: what ATen multiplies, how it lies, and what stands around it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from fastmm_op.arch import Arch
-from fastmm_op.compile.compat import Flags, hint
+from fastmm_op.compile.compat import Flags, hint, surely_equal
 from fastmm_op.compile.peer import Surroundings
 from fastmm_op.contract import DTYPES
 from fastmm_op.problem import COPY_BYTES, Operand, Problem
@@ -25,6 +25,8 @@ FIXED_OUTPUT = {
     *FIRST_OPERAND,
     fastmm.matmul.default,
     fastmm.matmul_in_graph.default,
+    fastmm.linear.default,
+    fastmm.linear_in_graph.default,
     aten.convolution.default,
     aten.convolution_backward.default,
 }
@@ -48,6 +50,13 @@ class Product:
     @property
     def op(self) -> str:
         return self.node.target._schema.name.removeprefix("aten::")
+
+    @property
+    def adds_itself(self) -> bool:
+        """Whether what is added is a bias or residual of linear's, which costs no kernel."""
+        if self.added is None or self.node.target not in MATRIX_PRODUCTS:
+            return False
+        return is_row(self.added, self.node) or alike(self.added, self.node)
 
     @property
     def values(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +115,7 @@ class Product:
         pointwise = [is_pointwise(user) for user in users]
         # Inductor adds a bias in the pointwise kernel that follows, if one does; else cuBLAS adds
         # it. With templates the kernel that follows becomes their epilogue.
-        adds_alone = self.added is not None and not any(pointwise)
+        adds_alone = self.added is not None and not self.adds_itself and not any(pointwise)
         fuses_epilogue = flags.tunes and bool(users) and all(pointwise)
         return Surroundings(
             # pad_mm is done with the batched ones by the time that they are decided.
@@ -176,3 +185,30 @@ def is_made_here(node: Node) -> bool:
     while is_view(node):
         node = node.all_input_nodes[0]
     return node.op == "call_function" and node.target not in FIXED_OUTPUT
+
+
+def is_row(node: Node, result: Node) -> bool:
+    """Whether a node is what linear takes for a bias of this result."""
+    row, value = node.meta.get("val"), result.meta["val"]
+    return same_kind(row, value) and same_sizes(row.shape, value.shape[-1:])
+
+
+def alike(node: Node, result: Node) -> bool:
+    """Whether two nodes are of one dtype, device, shape and strides, at any sizes."""
+    x, value = node.meta.get("val"), result.meta["val"]
+    if not same_kind(x, value) or not same_sizes(x.shape, value.shape):
+        return False
+    return same_sizes(x.stride(), value.stride())
+
+
+def same_kind(x, value: torch.Tensor) -> bool:
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
+        return False
+    return (x.dtype, x.device) == (value.dtype, value.device)
+
+
+def same_sizes(sizes: Sequence, others: Sequence) -> bool:
+    """Whether they are equal whatever the symbols in them stand for."""
+    if len(sizes) != len(others):
+        return False
+    return all(surely_equal(one, other) for one, other in zip(sizes, others, strict=True))
