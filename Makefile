@@ -56,4 +56,5 @@ ncu:
 
 bench:
 	$(PYTHON) benchmarks/bench_matmul.py
+	$(PYTHON) benchmarks/bench_matmul.py --precision fp32 --filter fp32-fp32
 	$(PYTHON) benchmarks/report.py

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds-per-case", type=positive_seconds, default=0.6)
     parser.add_argument("--budget", type=positive_seconds, help="start no case after SECONDS")
-    parser.add_argument("--out", type=Path, help="default benchmarks/results/<gpu>/matmul.json")
+    parser.add_argument("--out", type=Path, help="default in benchmarks/results/<gpu>")
     parser.add_argument("--suite", type=Path, default=SUITE, help="another suite file")
     parser.add_argument("--device", help="default cuda if there is one, else cpu")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None, timer: Timer | None = None) -> int:
         options.budget,
         shlex.join(["python", "benchmarks/bench_matmul.py", *argv]),
     )
-    results = run.run(device, options.out or RESULTS / folder / "matmul.json", timer)
+    name = "matmul.json" if options.precision == "tf32" else f"matmul_{options.precision}.json"
+    results = run.run(device, options.out or RESULTS / folder / name, timer)
     return session.exit_code(results)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [--check]
 
-Rewrites what stands between the two markers in README.md from benchmarks/results/*/matmul.json, and
-draws matmul.png next to each. ``--check`` writes nothing: exit code 1 if README.md is not in step.
+Rewrites what stands between the two markers in README.md from benchmarks/results/*/matmul*.json
+(one for each precision of fp32 inputs), and draws a plot of the same name next to each. ``--check`` writes nothing: exit code 1 if README.md is not in step.
 """
 
 import argparse
@@ -28,20 +28,22 @@ SHORT_LIST = 12
 
 def load(folder: Path) -> dict[Path, dict]:
     """All results files under a folder, by path."""
-    return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*/matmul.json"))}
+    return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*/matmul*.json"))}
 
 
-def section(results: dict, folder: str) -> str:
+def section(results: dict, file: Path) -> str:
     """One card's results as Markdown.
 
     Args:
         results: a results file's content.
-        folder: the name of its folder under benchmarks/results.
+        file: where it is.
     """
     env, rows = results["env"], results["rows"]
     rates = env["matmul_ceiling_flops"]
+    precisions = dict.fromkeys(row["precision"] for row in rows if row["dtype"] == "fp32")
+    inputs = "".join(f', fp32 inputs in "{precision}"' for precision in precisions)
     lines = [
-        f"### {env['gpu']}",
+        f"### {env['gpu']}{inputs}",
         "",
         f"Driver {env['driver']}, torch {env['torch']}, Triton {env['triton']}, Python "
         f"{env['python']}; commit `{env['commit'][:12]}`, {env['date'][:10]}.",
@@ -58,7 +60,7 @@ def section(results: dict, folder: str) -> str:
         host_line(env),
         "",
         f"![Time relative to the best peer, and fraction of the limit]"
-        f"(benchmarks/results/{folder}/matmul.png)",
+        f"(benchmarks/results/{file.parent.name}/{file.stem}.png)",
         "",
         "Geometric means over the eager rows:",
         "",
@@ -102,7 +104,7 @@ def rewritten(readme: str, found: dict[Path, dict]) -> str:
         raise ValueError(f"README needs one {BEGIN} and one {END} after it")
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    sections = [section(results, path.parent.name) for path, results in found.items()]
+    sections = [section(results, path) for path, results in found.items()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(sections or [EMPTY]) + f"\n\n{END}{after}"
 
 
