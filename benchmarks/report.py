@@ -3,7 +3,8 @@
     python benchmarks/report.py [--check]
 
 Rewrites what stands between the two markers in README.md from benchmarks/results/*/matmul*.json
-(one for each precision of fp32 inputs), and draws a plot of the same name next to each. ``--check`` writes nothing: exit code 1 if README.md is not in step.
+(one for each precision of fp32 inputs), and draws a plot of the same name next to each.
+``--check`` writes nothing: exit code 1 if README.md is not in step.
 """
 
 import argparse

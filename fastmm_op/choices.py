@@ -152,19 +152,25 @@ TILES = {
 # What the GEMM reads of one element, by the kind of its operands.
 OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
 
-# Tiles for a matrix that lies along K, or along its rows, by the bytes of an element: a thread has
-# 128 bytes in flight.
+# Tiles for a matrix that lies along K, or along its rows, by the elements that a thread has in flight.
 GEMV_TILES = {
-    (True, 4): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
-    (True, 2): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
-    (False, 4): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
-    (False, 2): Tile("gemv", 1, 128, 64, 4, 1, 1.0),
+    (True, 32): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
+    (True, 64): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
+    (False, 32): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
+    (False, 64): Tile("gemv", 1, 128, 64, 4, 1, 1.0),
 }
 
 
 def gemv_matrix(problem: Problem) -> Operand:
     """The operand that a one-wide product reads as a matrix: the other one is a vector."""
     return problem.b if problem.M == 1 else problem.a
+
+
+def gemv_tile(problem: Problem) -> Tile:
+    """Twice as many 16-bit elements as fp32 ones, unless they are misaligned along the rows."""
+    matrix = gemv_matrix(problem)
+    wide = matrix.k_major or is_aligned(matrix, problem.dtype)
+    return GEMV_TILES[matrix.k_major, 64 if wide and problem.dtype != "fp32" else 32]
 
 
 def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
@@ -181,7 +187,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
     """Every legal combination of packing, tile and split."""
     dtype, arch = problem.dtype, problem.arch
     if problem.one_wide:
-        tile = GEMV_TILES[gemv_matrix(problem).k_major, ITEMSIZE[dtype]]
+        tile = gemv_tile(problem)
         for split in SPLITS:
             if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
                 yield Choice(False, False, tile, split)

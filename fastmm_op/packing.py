@@ -11,11 +11,10 @@ PACK_ALIGNMENT = 64
 MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
 MAX_COLUMN_IN_REGISTERS = 1024
-# A program that finds maxima reads blocks of (rows, K), K-major or not, so many of them along K.
-ROW_MAX_BLOCKS = {True: (8, 256), False: (128, 16)}
-ROW_MAX_STEPS = 4
+# What a program reads that finds maxima, (rows, K), of operands that are K-major and others.
+ROW_MAX_BLOCKS = {True: (16, 512), False: (128, 64)}
 # Of K, a program that balances the operands looks at so much.
-BALANCE_BLOCK = 64
+BALANCE_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -175,14 +174,13 @@ def pack_operand(
     else:
         if scaled:
             block_r, block_k = ROW_MAX_BLOCKS[operand.k_major]
-            chunks = cdiv(cdiv(problem.K, block_k), ROW_MAX_STEPS)
             launches.append(
                 Launch(
                     "row_max",
-                    batch * cdiv(rows, block_r) * chunks,
-                    (source, maxima, k_exp, moved, rows, problem.K, chunks)
-                    + (*strides, *balance_strides),
+                    batch * cdiv(rows, block_r) * cdiv(problem.K, block_k),
+                    (source, maxima, k_exp, moved, rows, problem.K, *strides, *balance_strides),
                     blocks_of(block_r, block_k),
+                    num_warps=8,
                 )
             )
         block_r, block_k = (16, 256) if operand.k_major else (64, 64)

@@ -119,7 +119,7 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         reached = {"packed_ptr": packed, "exp_ptr": rows, "k_exp_ptr": k_exp, "moved_ptr": moved}
         return reached | {"largest_ptr": rows}
     if step.kernel == "row_max":
-        batch = step.grid // arg["chunks"] // -(-arg["R"] // arg["BLOCK_R"])
+        batch = step.grid // -(-arg["K"] // arg["BLOCK_K"]) // -(-arg["R"] // arg["BLOCK_R"])
         k_exp = span((batch, arg["K"]), (arg["stride_k_exp"], 1))
         moved = moved_elements(batch, arg)
         return {"largest_ptr": batch * arg["R"], "k_exp_ptr": k_exp, "moved_ptr": moved}

@@ -53,21 +53,12 @@ def operand_items(step: Step) -> int:
     if step.launch.kernel == "pack_tiles":
         blocks *= cdiv(args["pitch"], constexprs["BLOCK_K"])
     if step.launch.kernel == "row_max":
-        blocks *= args["chunks"]
+        blocks *= cdiv(args["K"], constexprs["BLOCK_K"])
     return step.launch.grid // blocks
 
 
-def stored_elements(step: Step) -> float:
-    """16-bit elements that packing stores for each element that it reads."""
-    constexprs = step.launch.constexprs
-    # Exponents are stored beside, by fewer bytes at once.
-    stores = {name: n for name, n in step.found.opcodes.items() if name.startswith("STG.E.128")}
-    stored = global_bytes(stores, step.launch.num_warps)
-    return stored / (2 * constexprs["BLOCK_R"] * constexprs["BLOCK_K"])
-
-
 def balance(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
-    """Two samples of each operand's rows, for every K; what they are is in kernels/balance.py."""
+    """A sample of each operand's rows, for every K; what it is is in kernels/balance.py."""
     args = step.args
     for operand in (args["a_ptr"], args["b_ptr"]):
         sampled = 32 * args["K"] * ITEMSIZE[operand.dtype]
@@ -82,7 +73,7 @@ def blocks_along_k(step: Step) -> int:
 def pack(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
     source, target = step.args["x_ptr"], step.args["packed_ptr"]
     read = step.args["K"] * ITEMSIZE[source.dtype]
-    written = step.args["pitch"] * 2 * stored_elements(step)
+    written = step.args["pitch"] * 2 * step.launch.constexprs["PARTS"]
     reverse = step.launch.kernel == "pack_tiles"
     for panel, height in packed_panels(step, rows[source.buffer], reverse):
         cache.read((*key(source), *panel), height * read)
@@ -91,13 +82,12 @@ def pack(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
 
 
 def row_max(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
-    source, constexprs = step.args["x_ptr"], step.launch.constexprs
+    source = step.args["x_ptr"]
     read = step.args["K"] * ITEMSIZE[source.dtype]
     for panel, height in packed_panels(step, rows[source.buffer], False):
         cache.read((*key(source), *panel), height * read)
         cache.write((*key(step.args["largest_ptr"]), *panel), height * 4)
-    steps = cdiv(cdiv(step.args["K"], constexprs["BLOCK_K"]), step.args["chunks"])
-    return steps * unrolled(step, constexprs["BLOCK_R"] * constexprs["BLOCK_K"], source.dtype)
+    return 0.0
 
 
 def unrolled(step: Step, elements: int, dtype: str) -> float:

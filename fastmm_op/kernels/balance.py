@@ -21,7 +21,7 @@ RUN = tl.constexpr(8)
 DEADBAND = tl.constexpr(16)
 LARGEST_SHIFT = tl.constexpr(120)
 # Elements of K, spread over all of it, by which the whole of A is compared to the whole of B.
-SPREAD = tl.constexpr(32)
+SPREAD = tl.constexpr(16)
 
 
 @triton.jit

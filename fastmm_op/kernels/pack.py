@@ -142,50 +142,40 @@ def row_max_kernel(
     x_ptr,  # (batch, R, K), any strides
     largest_ptr,  # (batch * R,) int32, NO_EXPONENT everywhere
     k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
-    R, K, chunks,
+    R, K,
     stride_xb, stride_xr, stride_xk,
     stride_k_exp, stride_moved,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
     BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The largest exponent of each row, balanced; ``chunks`` programs look at a part of K each."""
+    """The largest exponent of each row, balanced; one (BLOCK_R, BLOCK_K) tile a program."""
+    blocks_k = tl.cdiv(K, BLOCK_K)
     blocks_r = tl.cdiv(R, BLOCK_R)
-    chunk = tl.program_id(0) % chunks
-    batch = (tl.program_id(0) // chunks // blocks_r).to(tl.int64)
-    first_r = (tl.program_id(0) // chunks % blocks_r).to(tl.int64) * BLOCK_R
+    first_k = tl.program_id(0) % blocks_k * BLOCK_K
+    batch = (tl.program_id(0) // blocks_k // blocks_r).to(tl.int64)
+    first_r = (tl.program_id(0) // blocks_k % blocks_r).to(tl.int64) * BLOCK_R
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
     mask_r = offs_r < tl.minimum(R - first_r, BLOCK_R).to(tl.int32)
-    steps = tl.cdiv(K, BLOCK_K)
-    first = tl.minimum(chunk * tl.cdiv(steps, chunks), steps)
-    last = tl.minimum(first + tl.cdiv(steps, chunks), steps)
+    mask_k = offs_k < K - first_k
     at_r, at_k = offs_r, offs_k
     if WIDE:
         at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
-    x_ptr += batch * stride_xb + first_r * stride_xr
-    x_offs = at_r[:, None] * stride_xr + at_k[None, :] * stride_xk
-    step_x = tl.cast(stride_xk, tl.int64) * BLOCK_K
-    first_k, last_k = first * BLOCK_K, tl.minimum(last * BLOCK_K, K)
+    x_ptr += batch * stride_xb + first_r * stride_xr + first_k.to(tl.int64) * stride_xk
+    x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
+    magnitudes = finite_magnitude(
+        tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+    )
+    last_k = tl.minimum(first_k + BLOCK_K, K)
     if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
-        exponents = tl.full((BLOCK_R, BLOCK_K), NO_EXPONENT, tl.int32)
-        k_exp_ptr += batch * stride_k_exp
-        for step in range(first, last):
-            mask_k = offs_k < K - step * BLOCK_K
-            x_ptrs = x_ptr + step * step_x + x_offs
-            x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
-            k_exp = tl.load(k_exp_ptr + step * BLOCK_K + offs_k, mask=mask_k, other=0)
-            exponents = tl.maximum(exponents, exponent_of(finite_magnitude(x)) + k_exp[None, :])
-        largest = tl.max(exponents, 1)
+        k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
+        k_exp = tl.load(k_exp_ptrs, mask=mask_k, other=0)
+        largest = tl.max(exponent_of(magnitudes) + k_exp[None, :], 1)
     else:
-        magnitudes = tl.zeros((BLOCK_R, BLOCK_K), tl.int32)
-        for step in range(first, last):
-            mask_k = offs_k < K - step * BLOCK_K
-            x_ptrs = x_ptr + step * step_x + x_offs
-            x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
-            magnitudes = tl.maximum(magnitudes, finite_magnitude(x))
         largest = exponent_of(tl.max(magnitudes, 1))
     # Whichever program comes first, the largest is the same.
-    tl.atomic_max(largest_ptr + batch * R + first_r + offs_r, largest, mask=mask_r, sem="relaxed")
+    largest_ptrs = largest_ptr + (batch * R + first_r) + offs_r
+    tl.atomic_max(largest_ptrs, largest, mask=mask_r, sem="relaxed")
 
 
 @triton.jit
