@@ -152,7 +152,7 @@ TILES = {
 # What the GEMM reads of one element, by the kind of its operands.
 OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
 
-# Tiles for a matrix that lies along K, or along its rows, by the elements that a thread has in flight.
+# Tiles for a matrix along K, or along its rows, by the elements that a thread has in flight.
 GEMV_TILES = {
     (True, 32): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
     (True, 64): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
