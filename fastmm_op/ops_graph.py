@@ -2,7 +2,8 @@
 
 The same but for autocast. A graph has its casts already. If an op cast its inputs once more when
 the graph runs (a backward pass that is called under autocast, say, after a forward pass that was
-not), it would return another dtype than the code around it was compiled for.
+not), it would return another dtype than the code around it was compiled for; Inductor's kernels
+would read past the end of a bfloat16 tensor that they take for float32.
 """
 
 from collections.abc import Callable
@@ -10,19 +11,10 @@ from functools import wraps
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.flop_counter import register_flop_formula
 
 from fastmm_op import ops, ops_linear
-
-ops._lib.define(
-    "matmul_in_graph(Tensor a, Tensor b, *, str precision) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
-ops._lib.define(
-    "linear_in_graph(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, *, "
-    "str activation, str precision) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
-)
 
 
 def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -39,22 +31,30 @@ def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Te
     return impl
 
 
-def _register(name: str, like, flops: Callable[..., int]) -> None:
-    """What is registered for an op of ``like``, a module, is registered for the one in graphs.
-
-    Graphs are differentiated before our pass sees them; autograd is for whoever runs one as it is.
-    """
-    cuda = like._triton_impl if ops.HAVE_TRITON else like._aten_impl
-    cpu = like._triton_impl if ops.INTERPRETED else like._aten_impl
+def _register(op: torch._ops.OpOverloadPacket, page) -> None:
+    """Everything that ``page``, a module, tells PyTorch about the op, but autocast and vmap."""
+    name = f"{op.__name__}_in_graph"
+    _, signature = str(op.default._schema).split("(", 1)
+    ops._lib.define(f"{name}({signature}", tags=op.default.tags)
+    in_graph = getattr(torch.ops.fastmm, name)
+    cuda = page._triton_impl if ops.HAVE_TRITON else page._aten_impl
+    cpu = page._triton_impl if ops.INTERPRETED else page._aten_impl
     ops._lib.impl(name, _without_autocast(cuda), "CUDA")
     ops._lib.impl(name, _without_autocast(cpu), "CPU")
-    torch.library.register_fake(f"fastmm::{name}", like._fake, lib=ops._lib)
+    torch.library.register_fake(f"fastmm::{name}", page._fake, lib=ops._lib)
+    # Compilers differentiate before they trace; this is for whoever runs a graph as it is.
     torch.library.register_autograd(
-        f"fastmm::{name}", like._backward, setup_context=like._setup_context, lib=ops._lib
+        f"fastmm::{name}", page._backward, setup_context=page._setup_context, lib=ops._lib
     )
     # That formula takes tensors as it is: registering it for the op has wrapped it.
-    register_flop_formula(getattr(torch.ops.fastmm, name), get_raw=True)(flops)
+    register_flop_formula(in_graph, get_raw=True)(page._flops)
+
+    # Where a graph is traced of the op below autograd and autocast, this is what it will call.
+    @torch.library.register_torch_dispatch(op.default, ProxyTorchDispatchMode, lib=ops._lib)
+    def _traced(mode, func, types, args=(), kwargs=None) -> Tensor:
+        with mode:
+            return in_graph.default(*args, **(kwargs or {}))
 
 
-_register("matmul_in_graph", ops, ops._flops)
-_register("linear_in_graph", ops_linear, ops_linear._flops)
+_register(torch.ops.fastmm.matmul, ops)
+_register(torch.ops.fastmm.linear, ops_linear)

@@ -7,12 +7,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._inductor.utils import run_and_get_code
 from torch.testing import FileCheck
+from torch.utils.checkpoint import checkpoint
 
 import fastmm_op
 from graphs import graph_lines
 
-op = torch.ops.fastmm.matmul.default
+in_graph = torch.ops.fastmm.matmul_in_graph.default
 CALL = "torch.ops.fastmm.matmul.default("
+CALL_IN_GRAPH = "torch.ops.fastmm.matmul_in_graph.default("
 # They differ in divisibility, and in which is largest; 0 and 1 are always specialised.
 SIZES = [(17, 33, 9), (16, 64, 48), (5, 130, 21), (64, 3, 7)]
 
@@ -126,16 +128,16 @@ def test_graphs() -> None:
     expecttest.assert_expected_inline(
         "\n\n".join(graphs),
         """\
-matmul = fastmm.matmul.default(primals_1, primals_2, precision='fp32')
-neg = aten.neg.default(matmul)
+matmul_in_graph = fastmm.matmul_in_graph.default(primals_1, primals_2, precision='fp32')
+neg = aten.neg.default(matmul_in_graph)
 
 neg_1 = aten.neg.default(tangents_1)
 transpose = aten.transpose.int(primals_2, -2, -1)
-matmul_1 = fastmm.matmul.default(neg_1, transpose, precision='fp32')
-view = aten.view.default(matmul_1, [17, 33])
+matmul_in_graph_1 = fastmm.matmul_in_graph.default(neg_1, transpose, precision='fp32')
+view = aten.view.default(matmul_in_graph_1, [17, 33])
 transpose_1 = aten.transpose.int(primals_1, -2, -1)
-matmul_2 = fastmm.matmul.default(transpose_1, neg_1, precision='fp32')
-view_1 = aten.view.default(matmul_2, [33, 9])""",
+matmul_in_graph_2 = fastmm.matmul_in_graph.default(transpose_1, neg_1, precision='fp32')
+view_1 = aten.view.default(matmul_in_graph_2, [33, 9])""",
     )
 
 
@@ -149,7 +151,7 @@ def test_inductor_calls_the_op_once(dynamic, device) -> None:
     b = b.mT.contiguous()
     with torch._inductor.config.patch(force_disable_caches=True):
         got, (code, *_) = run_and_get_code(compiled, a, b)
-    FileCheck().check_count(CALL, 1, exactly=True).run(code)
+    FileCheck().check_count(CALL_IN_GRAPH, 1, exactly=True).run(code)
     FileCheck().check_not("aten.mm").check_not("extern_kernels.mm").run(code)
     assert torch.equal(got, fastmm_op.matmul(a, b.mT).relu())
 
@@ -165,6 +167,30 @@ def test_autocast_inside(device) -> None:
     for got, want in zip(compiled(a, b), function(a, b), strict=True):
         assert got.dtype is want.dtype
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("name", ["matmul", "linear"])
+def test_backward_under_autocast(name, recomputed, device) -> None:
+    """A graph that was compiled without autocast runs without, whatever its caller does."""
+
+    def function(a, b):
+        return getattr(torch.ops.fastmm, name)(a, b, precision="fp32").sin()
+
+    def checkpointed(a, b):
+        return checkpoint(function, a, b, use_reentrant=False)
+
+    a = torch.randn(17, 33, device=device, requires_grad=True)
+    b = torch.randn(33, 33, device=device, requires_grad=True)
+    compiled = torch.compile(
+        checkpointed if recomputed else function, backend="aot_eager", fullgraph=True
+    )
+    out = compiled(a, b)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got = torch.autograd.grad(out.sum(), (a, b))
+    want = torch.autograd.grad(function(a, b).sum(), (a, b))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -183,7 +209,7 @@ def test_export_round_trip(dynamic, tmp_path, device) -> None:
 
 def test_decompositions_leave_it_alone() -> None:
     program = torch.export.export(fastmm_op.ModelNew(), inputs()).run_decompositions()
-    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [op]
+    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [in_graph]
 
 
 def test_the_module_in_eager(device) -> None:

@@ -31,8 +31,8 @@ def test_schemas() -> None:
     expecttest.assert_expected_inline(
         f"{op._schema}\n{linear._schema}",
         """\
-fastmm::matmul_in_graph(Tensor a, Tensor b, *, str precision) -> Tensor
-fastmm::linear_in_graph(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, *, str activation, str precision) -> Tensor""",  # noqa: E501
+fastmm::matmul_in_graph(Tensor a, Tensor b, *, str precision="tf32") -> Tensor
+fastmm::linear_in_graph(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, *, str activation="none", str precision="tf32") -> Tensor""",  # noqa: E501
     )
 
 
