@@ -72,10 +72,11 @@ def prepare(folder: Path) -> None:
     (triton,) = importlib.util.find_spec("triton").submodule_search_locations
     ptxas = shlex.quote(f"{triton}/backends/nvidia/bin/ptxas")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ptxas").write_text(
-        f'#!/bin/bash\nexec {ptxas} "${{@/gpu-name=sm_89/gpu-name=sm_90}}"\n'
-    )
-    (folder / "ptxas").chmod(0o755)
+    if not (folder / "ptxas").exists():
+        (folder / "ptxas").write_text(
+            f'#!/bin/bash\nexec {ptxas} "${{@/gpu-name=sm_89/gpu-name=sm_90}}"\n'
+        )
+        (folder / "ptxas").chmod(0o755)
     os.environ |= {
         "FASTMM_ARCH": "sm_89",
         "TRITON_INTERPRET": "0",
@@ -90,9 +91,18 @@ def prepare(folder: Path) -> None:
 
 
 def run_tests(folder: Path) -> dict:
-    """The numerics and GPU tests on these kernels, in a process of their own."""
-    command = [sys.executable, __file__, "--tests-in", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """The numerics and GPU tests on these kernels, in processes of their own.
+
+    Args:
+        folder: where ``prepare`` was.
+    """
+    command = [sys.executable, "-m", "pytest", *TESTS, "-q", "-k", DESELECT]
+    command += ["-p", "benchmarks.ada_on_hopper_plugin", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "auto"]
+    # A thread a worker: what is held against float64 on the CPU is small.
+    env = os.environ | {"ADA_ON_HOPPER": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     summary = lines[-1].strip("= ") if lines else done.stderr.strip()[-300:]
@@ -284,21 +294,13 @@ def main(argv: list[str] | None = None) -> int:
     """Test, time, compare; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for the results (required)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--part", choices=("tests", "times"), help="only this; the other part's results are kept"
     )
-    parser.add_argument("--tests-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if not (options.out or options.tests_in):
-        parser.error("the following arguments are required: --out")
     if problem := hopper_card():
         parser.error(f"needs a Hopper card (compute capability 9.0), but {problem}")
-    if options.tests_in:
-        prepare(options.tests_in)
-        import pytest
-
-        return pytest.main([*TESTS, "-q", "-k", DESELECT, "-p", "no:cacheprovider"])
 
     path = options.out / "ada_on_hopper.json"
     with tempfile.TemporaryDirectory(prefix="ada_on_hopper_") as folder:
