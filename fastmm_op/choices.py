@@ -15,6 +15,10 @@ from fastmm_op.problem import (
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# Products of few rows or columns are bandwidth-bound and split by cuBLAS too, whose fp32 sums are
+# the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough.
+FEW_ROWS = 32
+LONGEST_CHAIN = 1024
 # Programs that may share each tile of a last, partly filled wave.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
 
@@ -210,9 +214,17 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if shared_memory(problem, choice) > arch.shared_memory:
                     continue
                 deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
-                if deep_enough and epilogue_fits(problem, choice):
+                accurate = kind != "fp32" or chain_is_short(problem, split)
+                if deep_enough and accurate and epilogue_fits(problem, choice):
                     yield choice
                     yield from tail_splits(problem, choice)
+
+
+def chain_is_short(problem: Problem, split: int) -> bool:
+    """Whether sums of so many splits are as accurate as the problem's precision promises."""
+    if problem.tf32 or min(problem.M, problem.N) > FEW_ROWS:
+        return True
+    return cdiv(problem.K, split) <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
 
 
 def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
