@@ -18,6 +18,7 @@ if not __package__:
 
 from fastmm_op.bench import summary
 from fastmm_op.bench.tables import host_line, means_table, table
+from fastmm_op.problem import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -41,7 +42,7 @@ def section(results: dict, file: Path) -> str:
     """
     env, rows = results["env"], results["rows"]
     rates = env["matmul_ceiling_flops"]
-    precisions = dict.fromkeys(row["precision"] for row in rows if row["dtype"] == "fp32")
+    precisions = [name for name in PRECISIONS if name in {row["precision"] for row in rows}]
     inputs = "".join(f', fp32 inputs in "{precision}"' for precision in precisions)
     lines = [
         f"### {env['gpu']}{inputs}",
