@@ -6,18 +6,19 @@ test_classes.py shows that the right elements are multiplied; here is that the h
 import pytest
 import torch
 
+import fastmm_op
 from cases import DTYPES, INF, NAN
-from fastmm_op import launch
 from fastmm_op.choices import Choice, a_classes, choices
-from fastmm_op.plan import write_plan
+from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Epilogue, Problem
 from linear_oracle import assert_linear
 from oracle import assert_accurate, assert_same_specials, exact
 
 pytestmark = pytest.mark.gpu
 
-# M, K, N, A's pitch: what K leaves of the last block, rows that fill their tiles and others, more
-# tiles than SMs, and as many as are shared in ways.
+PLAIN = Epilogue()
+# M, K, N, A's pitch: K below and above whole blocks, rows that fill their tiles and others, fewer
+# tiles than SMs and more.
 SIZES = {
     "one block": (1024, 57, 264, 57),
     "a block and the lead": (1029, 61, 8, 61),
@@ -35,6 +36,8 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def _on_hopper() -> None:
+    from fastmm_op import launch
+
     if not launch.device_arch(torch.cuda.current_device()).tma:
         pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
 
@@ -53,8 +56,12 @@ def inputs(name: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     return surrounded_by_nan(a, pitch), torch.randn(1, k, n, device="cuda", dtype=a.dtype)
 
 
-def ways(a: torch.Tensor, b: torch.Tensor, epilogue=launch.NO_EPILOGUE) -> list:
+def ways(
+    a: torch.Tensor, b: torch.Tensor, epilogue: Epilogue = PLAIN
+) -> list[tuple[Problem, Choice]]:
     """The problem, and its choices that read A by classes: few of those that share K."""
+    from fastmm_op import launch
+
     arch = launch.device_arch(torch.cuda.current_device())
     problem = launch.describe(a, b, "tf32", arch, epilogue)
     found = [c for c in choices(problem) if a_classes(problem, c) > 1]
@@ -65,6 +72,8 @@ def ways(a: torch.Tensor, b: torch.Tensor, epilogue=launch.NO_EPILOGUE) -> list:
 
 def run(problem: Problem, choice: Choice, a, b, bias=None, residual=None) -> torch.Tensor:
     """C, written over NaN."""
+    from fastmm_op import launch
+
     out = torch.full((1, problem.M, problem.N), torch.nan).to(a)
     launch.run_plan(write_plan(problem, choice), a, b, out, bias, residual)
     return out
@@ -124,12 +133,12 @@ def test_epilogues(epilogue) -> None:
 
 def test_the_op_takes_it() -> None:
     """Through the remembered call too, whose addresses are filled in anew."""
-    import fastmm_op
+    from fastmm_op import launch
 
     for _ in range(3):
         a = torch.randn(8192, 8191, device="cuda", dtype=torch.bfloat16)
         b = torch.randn(8191, 256, device="cuda", dtype=torch.bfloat16)
         arch = launch.device_arch(torch.cuda.current_device())
         problem = launch.describe(a[None], b[None], "tf32", arch)
-        assert a_classes(problem, launch.make_plan(problem).choice) == 8
+        assert a_classes(problem, make_plan(problem).choice) == 8
         assert_accurate(fastmm_op.matmul(a, b), a, b)
