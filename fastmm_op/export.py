@@ -95,7 +95,8 @@ def exported_problem(problem: Problem) -> Problem:
 def exported_choice(problem: Problem) -> Choice:
     """The best choice, by the model, among those of plain Triton kernels."""
     problem = exported_problem(problem)
-    return min(choices(problem), key=lambda choice: estimate(problem, choice))
+    whole = (choice for choice in choices(problem) if choice.slabs == 1)
+    return min(whole, key=lambda choice: estimate(problem, choice))
 
 
 def export(problem: Problem, command: str, version: str, choice: Choice | None = None) -> str:
