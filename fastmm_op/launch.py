@@ -24,7 +24,7 @@ from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
 from fastmm_op.starting import CompiledLaunch
-from fastmm_op.triton_compat import hooks_installed
+from fastmm_op.triton_compat import compile_together, hooks_installed
 
 KERNELS = {
     "balance": balance.balance_kernel,
@@ -133,13 +133,20 @@ def run_plan(
             return buffers[arg.buffer]
         return arg
 
-    started = []
-    for step in plan.launches:
-        grid = (step.grid, 1, 1)
-        args = [resolve(arg) for arg in step.args]
-        compiled = KERNELS[step.kernel][grid](
-            *args, **step.constexprs, num_warps=step.num_warps, num_stages=step.num_stages
+    kernels = [
+        (
+            KERNELS[step.kernel],
+            (step.grid, 1, 1),
+            [resolve(arg) for arg in step.args],
+            {**step.constexprs, "num_warps": step.num_warps, "num_stages": step.num_stages},
         )
+        for step in plan.launches
+    ]
+    if not INTERPRETED:
+        compile_together(kernels)
+    started = []
+    for step, (kernel, grid, args, options) in zip(plan.launches, kernels, strict=True):
+        compiled = kernel[grid](*args, **options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
 

@@ -1,4 +1,4 @@
-"""The private Triton APIs by which compiled kernels are started, in one place.
+"""What this project needs of Triton beyond its documented API, in one place.
 
 ``CompiledKernel[grid](...)``, Triton's own way to start a kernel that is known already, assembles
 for each launch what its C function takes: it encodes the TMA descriptors, and builds what profilers
@@ -8,19 +8,46 @@ nothing here repeats how Triton arranges arguments. Checked against Triton 3.6 t
 started Triton's own way, as they all are if the environment has FASTMM_TRITON_LAUNCHER=1.
 """
 
+import contextvars
 import copy
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import BuiltinFunctionType
 
+import triton
 from triton import knobs
 
 try:
     from triton.backends.nvidia import driver as nvidia
 except ImportError:
     nvidia = None  # a Triton for other cards
+
+
+def compile_together(kernels: Sequence[tuple[Callable, tuple[int, int, int], list, dict]]) -> None:
+    """Compile those of the kernels that are not compiled yet at once, each in a thread.
+
+    Most of a compilation leaves Python alone. One that fails fails again, and is heard, when the
+    kernel is launched.
+
+    Args:
+        kernels: (kernel, grid, arguments, compile-time arguments and options), as for launches.
+    """
+    if len(kernels) > 1 and hasattr(triton, "AsyncCompileMode"):
+        # A context of its own: the mode, which Triton keeps in a context variable, ends with it.
+        contextvars.copy_context().run(_compile_together, kernels)
+
+
+def _compile_together(kernels: Sequence[tuple[Callable, tuple[int, int, int], list, dict]]) -> None:
+    mode = triton.AsyncCompileMode
+    try:
+        with ThreadPoolExecutor(len(kernels)) as threads, mode(threads, ignore_errors=True):
+            for kernel, grid, args, options in kernels:
+                kernel.warmup(*args, grid=grid, **options)
+    except Exception:  # our caller is compiling in this mode, for example
+        return
 
 
 def hooks_installed() -> bool:

@@ -7,7 +7,10 @@ the last byte, between the ways and with the plan. Prints "direct" and the names
 
 import ctypes
 import struct
+import threading
 
+import torch
+import triton
 from triton import knobs
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
@@ -18,7 +21,7 @@ from fastmm_op.choices import choices
 from fastmm_op.codegen import compile_launch
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch, Pointer
-from fastmm_op.plan import write_plan
+from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Epilogue, Operand, Problem
 from fastmm_op.starting import Address, CompiledLaunch, DirectLaunch
 
@@ -34,6 +37,7 @@ class Driver(CudaDriver):
         super().__init__()
         self.get_current_device = lambda: 0
         self.get_device_capability = lambda device=0: (9, 0)
+        self.get_current_stream = lambda device: STREAM
 
 
 def launches():
@@ -137,6 +141,37 @@ def check_hooks(problem: Problem, step: Launch) -> None:
     knobs.runtime.launch_enter_hook.remove(hook)
 
 
+def check_first_call() -> None:
+    """Kernels are compiled in threads before the first is launched, and started directly later."""
+    a, b = torch.zeros(1023, 1031).half(), torch.zeros(1031, 1025).half()
+    launch.current_raw_stream = lambda index: STREAM
+    launch.empty_strided_cuda = lambda size, stride, dtype: torch.empty(size, dtype=dtype)
+    compilations, launched = [], []
+    compile_kernel = triton.compiler.compile
+
+    def compile_and_tell(*args, **kwargs):
+        compilations.append((threading.current_thread(), len(launched)))
+        return compile_kernel(*args, **kwargs)
+
+    triton.compiler.compile = compile_and_tell
+    knobs.runtime.launch_enter_hook.add(launched.append)
+    plan = make_plan(launch.describe(a[None], b[None], "tf32", ARCHES["sm_90"]))
+    call = launch.Call(a, b, "tf32", ARCHES["sm_90"], plan=plan)
+    call(a, b)
+    steps = len(call.plan.launches)
+    assert steps == len(launched) > 1
+    assert 1 < len(compilations) <= steps
+    for thread, launches_before in compilations:
+        assert thread is not threading.main_thread()
+        assert launches_before == 0
+    call(a, b)
+    assert len(launched) == 2 * steps, "hooks are called"
+    knobs.runtime.launch_enter_hook.remove(launched.append)
+    call(a, b)
+    assert len(launched) == 2 * steps
+    assert all(isinstance(start, DirectLaunch) for start in call.fastest)
+
+
 def main() -> None:
     driver.set_active(Driver())
     fake = ctypes.CDLL("libcuda.so.1")
@@ -147,6 +182,8 @@ def main() -> None:
         check(fake, problem, step)
         names.append(step.kernel)
     check_hooks(problem, step)
+    fake.fake_expect(0, None)
+    check_first_call()
     print("direct", *names)
 
 
