@@ -19,6 +19,7 @@ from triton.knobs import HookChain
 
 from fastmm_op import launch, starting, triton_compat
 from fastmm_op.arch import ARCHES
+from fastmm_op.plan import make_plan
 from fastmm_op.starting import Address, CompiledLaunch, DirectLaunch, EncodedDescriptor
 from fastmm_op.triton_compat import Recorded, hooks_installed
 
@@ -245,6 +246,7 @@ def started(monkeypatch) -> list[tuple]:
         def fastest(self, addresses, stream):
             found.append(("direct", addresses, stream))
 
+    monkeypatch.setattr(launch, "plan_for", lambda problem, index: make_plan(problem))
     monkeypatch.setattr(launch, "run_plan", lambda *args: [Started(), Started()])
     monkeypatch.setattr(launch, "current_raw_stream", lambda index: 77)
     monkeypatch.setattr(
