@@ -110,6 +110,7 @@ class DirectLaunch:
         pointers: list[tuple[int, str, int]],
         descriptors: list[tuple[int, str, int, EncodedDescriptor]],
     ) -> None:
+        self.kernel = recorded.kernel
         self.start = recorded.start
         self.before = recorded.before
         self.after = recorded.after

@@ -63,6 +63,7 @@ class Recorded:
     """One launch as Triton's C function takes it: ``start(*before, stream, *after, *args)``.
 
     Attributes:
+        kernel: the compiled kernel; Triton 3.8 unloads its code when nobody has it any more.
         start: the C function.
         before, after: its arguments ahead of and behind the stream.
         args: the kernel's arguments, with compile-time ones, and descriptors encoded and expanded;
@@ -70,6 +71,7 @@ class Recorded:
         as_list: whether they are one argument: a list, not many (Triton 3.7).
     """
 
+    kernel: object
     start: Callable
     before: tuple
     after: tuple
@@ -119,8 +121,8 @@ def _record(kernel, grid: tuple[int, int, int], args: Sequence) -> Recorded | No
         return None
     start = c_function(launcher.launch)
     if isinstance(rest[-1], (list, tuple)):
-        return Recorded(start, before, rest[:-1], list(rest[-1]), as_list=True)
-    return Recorded(start, before, (), list(rest), as_list=False)
+        return Recorded(kernel, start, before, rest[:-1], list(rest[-1]), as_list=True)
+    return Recorded(kernel, start, before, (), list(rest), as_list=False)
 
 
 def c_function(launch: Callable) -> Callable:

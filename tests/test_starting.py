@@ -103,6 +103,7 @@ def direct(slot: EncodedDescriptor, as_list: bool) -> tuple[DirectLaunch, list[t
     args = ["mark a", 640, "first encoding", 64, "mark bias", True]
     after = ("function", None)
     recorded = Recorded(
+        "kernel",
         lambda *given: started.append(given),
         (8, 1, 1),
         after if as_list else (),
