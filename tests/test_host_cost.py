@@ -21,7 +21,9 @@ def host(device) -> torch.device:
 
 
 def test_kinds_have_names_of_their_own() -> None:
-    assert len({kind.name for kind in KINDS}) == len(KINDS)
+    names = {kind.name for kind in KINDS}
+    assert len(names) == len(KINDS)
+    assert names >= set(host_cost.FIRST_CALLS)
 
 
 @pytest.mark.parametrize("kind", [SMALL, LINEAR], ids=lambda kind: kind.name)
@@ -62,6 +64,7 @@ def test_first_calls_share_a_cache_by_road(monkeypatch) -> None:
 
 def test_written_and_printed(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(host_cost, "KINDS", [SMALL, LINEAR])
+    monkeypatch.setattr(host_cost, "FIRST_CALLS", ("small",))
     first = {"kind": "small", "cold_threads_s": 4.0, "met": False}
     monkeypatch.setattr(host_cost, "first_calls", lambda kind: first)
     assert host_cost.main(["--calls", "1", "--only", "small", "--out", str(tmp_path)]) == 1
