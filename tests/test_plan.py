@@ -343,6 +343,7 @@ PURE = (
     "packing",
     "plan",
     "search",
+    "tile_order",
 )
 
 
