@@ -488,9 +488,9 @@ def test_outlines() -> None:
     expecttest.assert_expected_inline(
         text,
         """\
-seed, fp32: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32: packed: balance row_max pack_tiles pack_rows gemm
 seed, bf16: packed: pack_tiles pack_tiles gemm
-seed, fp32 in full: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32 in full: packed: balance row_max pack_tiles pack_rows gemm
 64^3: direct: gemm
 4096^3, fp16: direct: gemm
 256x524288x256: direct+split: gemm reduce""",
