@@ -56,7 +56,7 @@ CASES = (
 )
 # Seconds for the tests, which 16 cores should need two minutes for, and for an exported file.
 TEST_SECONDS = 200
-EXPORT_SECONDS = 60
+EXPORT_SECONDS = 90
 
 
 def prepare(folder: Path) -> None:
