@@ -253,6 +253,8 @@ def merged(parts: list[dict]) -> dict:
 def earlier(path: Path, commit: str) -> dict:
     """What earlier runs of the same commit left in a folder, for runs that do a part."""
     found = json.loads(path.read_text()) if path.exists() else nothing()
+    if "export" not in found:  # of an older form
+        return nothing()
     same = all(env["commit"] == commit for env in found["env"].values())
     return found if same else nothing()
 
