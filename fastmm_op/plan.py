@@ -45,10 +45,8 @@ from fastmm_op.problem import (
     next_power_of_two,
     round_up,
 )
+from fastmm_op.tile_order import group_m
 
-# Rows of tiles that are walked together, so that L2 keeps their operands. For the persistent kernel
-# 4, 8 and 16 differ by no more than runs do (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
-GROUP_M = {"gemm": 8, "gemm_hopper": 4}
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
 # The sum over splits: partial sums of one element that a program reads at once, and all it reads.
@@ -109,7 +107,8 @@ def product_launches(
         launches.append(launch)
     a, pack_a = gemm_operand(problem, choice, "a", balance, k_total, workspace)
     b, pack_b = gemm_operand(problem, choice, "b", balance, k_total, workspace)
-    launches += pack_a + pack_b
+    # What is read twice goes first: L2 keeps it for its second reading, and then what was packed.
+    launches += pack_b + pack_a if len(pack_b) > len(pack_a) else pack_a + pack_b
     target = c
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
@@ -179,7 +178,7 @@ def gemm_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "EVEN_K": k % tile.block_k == 0,
             "CLAMP": not both_packed,
             "SCALED": scaled,
@@ -256,7 +255,7 @@ def gemm_hopper_launch(
         + (a.lo_offset,),
         {
             "BLOCK_N": tile.block_n,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "STAGES": stages,
             "PARTS": 2 if a.lo_offset else 1,
             "CLASSES": classes,
@@ -381,7 +380,7 @@ def reduce_tail_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_R": block_r,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "SPLITS": choice.tail_split,
             "CLASSES": row_classes(problem, choice),
             "SCALED": a.row_exp is not None,

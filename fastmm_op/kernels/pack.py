@@ -37,6 +37,8 @@ from fastmm_op.kernels.common import (
 
 INF = tl.constexpr(float("inf"))
 FP16_TINY = tl.constexpr(2.0**-24)
+# Operands are not needed again: they leave L2 to what the GEMM will read, the packed ones.
+LAST_READ = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -128,10 +130,12 @@ def pack_rows_kernel(
     x_ptr += batch * stride_xb + source * stride_xr
     if K_MAJOR:
         x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-        x = tl.load(x_ptrs, mask=mask_r[:, None] & (offs_k < K)[None, :], other=0.0)
+        mask = mask_r[:, None] & (offs_k < K)[None, :]
+        x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
     else:
         x_ptrs = x_ptr + (at_k[:, None] * stride_xk + at_r[None, :] * stride_xr)
-        x = tl.trans(tl.load(x_ptrs, mask=(offs_k < K)[:, None] & mask_r[None, :], other=0.0))
+        mask = (offs_k < K)[:, None] & mask_r[None, :]
+        x = tl.trans(tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ))
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS)
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
@@ -222,7 +226,8 @@ def pack_tiles_kernel(
         at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
     x_ptr += batch * stride_xb + source * stride_xr + first_k.to(tl.int64) * stride_xk
     x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-    x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+    mask = mask_r[:, None] & mask_k[None, :]
+    x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
