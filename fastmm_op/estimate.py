@@ -2,6 +2,7 @@
 
 from fastmm_op.choices import (
     Choice,
+    a_classes,
     count_tiles,
     gemv_matrix,
     slabs_as_batch,
@@ -126,7 +127,7 @@ def tail_depth(problem: Problem, choice: Choice) -> int:
 
 def tail_share(problem: Problem, choice: Choice) -> float:
     """The part of C in shared tiles."""
-    return tail_tiles(problem, choice) / count_tiles(problem, choice.tile)
+    return tail_tiles(problem, choice) / count_tiles(problem, choice)
 
 
 def tail_bytes(problem: Problem, choice: Choice) -> int:
@@ -142,7 +143,7 @@ def rate(problem: Problem, choice: Choice) -> float:
     if problem.dtype == "fp32" and not choice.pack_a:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
     for operand, packed in operands(problem, choice):
-        if read_misaligned(problem, operand, packed):
+        if read_misaligned(problem, choice, operand, packed):
             return best * MISALIGNED_RATE[problem.dtype]
         tma = choice.tile.kernel == "gemm_hopper" and not packed
         if tma and not starts_in_sectors(operand, problem.dtype):
@@ -159,7 +160,7 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
     ):
         size = 2 * problem.parts if packed else ITEMSIZE[problem.dtype]
         penalty = 1.0
-        if read_misaligned(problem, operand, packed):
+        if read_misaligned(problem, choice, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
             wanted = MISALIGNED_PROGRAMS
         moved += problem.batch * rows * problem.K * size * penalty
@@ -173,8 +174,10 @@ def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ..
     return (problem.a, choice.pack_a), (problem.b, choice.pack_b)
 
 
-def read_misaligned(problem: Problem, operand: Operand, packed: bool) -> bool:
-    return not packed and not is_aligned(operand, problem.dtype)
+def read_misaligned(problem: Problem, choice: Choice, operand: Operand, packed: bool) -> bool:
+    """Whether elements of an operand are copied one by one."""
+    by_tma = operand is problem.a and a_classes(problem, choice) > 1
+    return not packed and not by_tma and not is_aligned(operand, problem.dtype)
 
 
 def store_seconds(problem: Problem, choice: Choice) -> float:

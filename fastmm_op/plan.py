@@ -10,6 +10,7 @@ from functools import lru_cache
 from fastmm_op.choices import (
     Choice,
     Tile,
+    a_classes,
     choices,
     count_tiles,
     ring_slot,
@@ -208,7 +209,7 @@ def gemm_hopper_launch(
     target: Pointer,
     tail: Pointer | None,
 ) -> Launch:
-    """kernels/gemm_hopper.py: TMA and wgmma, aligned 16-bit operands.
+    """kernels/gemm_hopper.py: TMA and wgmma, 16-bit operands, aligned but for A's rows in classes.
 
     Args:
         target: C, or the partial sums of a split.
@@ -220,7 +221,8 @@ def gemm_hopper_launch(
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
     # What lies between hi and lo, and after lo, is zero.
     k = a.lo_offset + K
-    a_desc = operand_descriptor(a, batch, M, k, 64, tile.block_k)
+    of_a = a_classes(problem, choice)
+    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, k, 64, tile.block_k)
     b_desc = operand_descriptor(b, batch, N + wrap, k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
@@ -230,13 +232,16 @@ def gemm_hopper_launch(
             (classes * a.row_stride, a.row_stride, 1),
             (64, 1, tile.block_k),
         )
+    if of_a > 1:
+        a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
     whole = whole_tiles(problem, choice) if tail else 0
     split = choice.tail_split if tail else choice.split
-    work = whole + (count_tiles(problem, tile) - whole) * split
+    work = whole + (count_tiles(problem, choice) - whole) * split
     epilogue = product_epilogue(problem, choice)
     slice_n = hopper_slice_columns(epilogue)
     c_desc = None
-    if stores_are_aligned(problem, choice) and classes == 1 and not epilogue.residual:
+    neighbours = classes == of_a == 1  # the rows of a tile: TMA can store them
+    if neighbours and stores_are_aligned(problem, choice) and not epilogue.residual:
         slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
         c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
     # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
@@ -250,7 +255,8 @@ def gemm_hopper_launch(
         min(problem.arch.sms, work),
         (a_desc, a_class_desc, b_desc, target, c_desc, tail, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, split, whole, M * N, N)
+        + (M, N, K, batch, split, whole)
+        + (a.row_stride if of_a > 1 else None, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
         {
@@ -258,6 +264,7 @@ def gemm_hopper_launch(
             "GROUP_M": group_m(problem, choice),
             "STAGES": stages,
             "PARTS": 2 if a.lo_offset else 1,
+            "A_CLASSES": of_a,
             "CLASSES": classes,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
@@ -318,6 +325,26 @@ def operand_descriptor(
         (operand.batch_stride or pitch * shape[0], pitch, 1),
         (1, *box),
     )
+
+
+def class_descriptors(
+    a: GemmOperand, classes: int, rows: int, k: int, tile: Tile
+) -> tuple[Descriptor, Descriptor | None]:
+    """A with ``classes`` rows as one: for the classes that have a row more, and for the others.
+
+    For all of them, and None, if they have the same number. A long row ends with the last row that
+    these classes have in the last one, so nothing past A's end is read.
+    """
+    whole, rest = divmod(rows, classes)
+    pitch = classes * a.row_stride
+
+    def descriptor(long_rows: int, classes: int) -> Descriptor:
+        length = (classes - 1) * a.row_stride + k
+        strides = (pitch * long_rows, pitch, 1)
+        return Descriptor(a.pointer, (1, long_rows, length), strides, (1, 64, tile.block_k))
+
+    others = descriptor(whole, classes)
+    return (descriptor(whole + 1, rest), others) if rest else (others, None)
 
 
 def reduce_launch(
@@ -382,6 +409,7 @@ def reduce_tail_launch(
             "BLOCK_R": block_r,
             "GROUP_M": group_m(problem, choice),
             "SPLITS": choice.tail_split,
+            "A_CLASSES": a_classes(problem, choice),
             "CLASSES": row_classes(problem, choice),
             "SCALED": a.row_exp is not None,
             "ACTIVATION": epilogue.activation,
@@ -418,16 +446,19 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if choice is None:
         return ("a size is zero: the result is zeros or empty",)
     said = []
+    of_a = a_classes(problem, choice)
     for name, packed in (("a", choice.pack_a), ("b", choice.pack_b)):
         aligned = "16-byte aligned" if is_aligned_in(problem, name) else "misaligned"
         what = "read as it is"
+        if name == "a" and of_a > 1:
+            what = f"read as it is, its rows in {of_a} classes of equal alignment"
         if packed:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
         said.append(f"{name} is {aligned}: {what}")
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
-    tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n) * problem.batch
+    tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch
     said.append(

@@ -11,7 +11,7 @@ import pytest
 
 from fastmm_op.arch import ARCHES
 from fastmm_op.bench.cases import load_cases
-from fastmm_op.choices import choices, operand_kind
+from fastmm_op.choices import a_classes, choices, operand_kind
 from fastmm_op.cli import codegen as command
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Launch
@@ -144,6 +144,29 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, epilogue) -> None:
         assert found.count("HGMMA") > 0
         assert gemm.constexprs["CLASSES"] > 1
         compiled(p, total)
+
+
+@pytest.mark.parametrize(
+    ("m", "epilogue"),
+    [(8192, Epilogue()), (8197, Epilogue(True, "gelu")), (8197, Epilogue(residual=True))],
+    ids=str,
+)
+def test_hopper_reads_a_by_classes(m, epilogue) -> None:
+    """As it is, misaligned: by every tile width, shared last tiles where they are legal."""
+    p = replace(problem("sm_90", m, 50257, 768, "bf16"), epilogue=epilogue)
+    ways = [c for c in choices(p) if a_classes(p, c) > 1 and c.split == 1 and c.tail_split <= 2]
+    found = {c.tile.block_n: c for c in sorted(ways, key=lambda c: c.tail_split)}
+    assert len(found) == 3
+    for choice in found.values():
+        assert choice.tail_split == (1 if epilogue.residual and choice.tile.block_n > 128 else 2)
+        gemm, *others = write_plan(p, choice).launches
+        code, ptx = compiled(p, gemm)
+        assert code.count("HGMMA") == 2 * 4, "of each consumer, one loop"
+        assert code.count("UTMALDG") > 0
+        assert not copies(code)
+        assert ptx.count("fence.proxy.async") == 2, "of each consumer, where it clears columns"
+        for step in others:
+            compiled(p, step)
 
 
 @pytest.mark.parametrize("kernel", ["pack_rows", "row_max", "pack_tiles", "reduce"])

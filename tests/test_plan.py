@@ -105,6 +105,11 @@ def moved_elements(batch: int, arg: dict) -> int:
     return span((batch, -(-arg["K"] // arg["BALANCE_BLOCK"])), (arg["stride_moved"], 1))
 
 
+def row_tiles(arg: dict, block_m: int) -> int:
+    """Of C; the same number for each class of A's rows."""
+    return arg["A_CLASSES"] * -(-arg["M"] // (arg["A_CLASSES"] * block_m))
+
+
 def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     """How far past each pointer that may be workspace a kernel reads or writes, in elements."""
     if step.kernel in ("pack_rows", "pack_tiles"):
@@ -131,7 +136,7 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     if step.kernel == "gemv":
         return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"]}
     if step.kernel == "reduce_tail":
-        tiles_m, tiles_n = -(-arg["M"] // arg["BLOCK_M"]), -(-arg["N"] // arg["BLOCK_N"])
+        tiles_m, tiles_n = row_tiles(arg, arg["BLOCK_M"]), -(-arg["N"] // arg["BLOCK_N"])
         batch, rest = divmod(arg["whole"] + arg["tail_tiles"], tiles_m * tiles_n)
         assert rest == 0, "the tail ends with the last tile"
         assert step.grid * arg["BLOCK_R"] == arg["tail_tiles"] * arg["BLOCK_M"]
@@ -150,7 +155,7 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         }
         assert (arg["stride_cz"], arg["stride_cm"]) == (m * n, n)
         tile_m, tile_n = 128, arg["BLOCK_N"]
-        tiles = batch * -(-m // tile_m) * -(-n // tile_n)
+        tiles = batch * row_tiles(arg, tile_m) * -(-n // tile_n)
         assert 0 <= arg["whole"] < tiles
         partial = (tiles - arg["whole"]) * arg["split_k"] * tile_m * tile_n
         return exponents | {"c_ptr": products, "partial_ptr": partial}
