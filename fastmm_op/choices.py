@@ -7,10 +7,12 @@ from math import gcd
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,
+    Epilogue,
     Operand,
     Problem,
     cdiv,
     is_aligned,
+    round_up,
 )
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
@@ -19,6 +21,11 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough.
 FEW_ROWS = 32
 LONGEST_CHAIN = 1024
+# Rows up to this many elements are packed by one program that holds them in registers.
+MAX_ROW_IN_REGISTERS = 8192
+# Columns that are packed whole by one program: beyond this, reading them twice is faster.
+MAX_COLUMN_IN_REGISTERS = 1024
+SLAB_ALIGNMENT = 64
 # Programs that may share each tile of a last, partly filled wave.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
 
@@ -49,6 +56,8 @@ class Choice:
         split: programs that share K of every tile.
         tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
             only for the Hopper kernel without a split.
+        slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
+            summed; more than 1 where that packs a long K in one read.
     """
 
     pack_a: bool
@@ -56,6 +65,7 @@ class Choice:
     tile: Tile
     split: int
     tail_split: int = 1
+    slabs: int = 1
 
 
 # What TMA and wgmma make of 16-bit operands, one part each.
@@ -221,6 +231,36 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if deep_enough and accurate and epilogue_fits(problem, choice):
                     yield choice
                     yield from tail_splits(problem, choice)
+                    yield from in_slabs(problem, choice)
+
+
+def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
+    """The choice with K cut into slabs, if an operand is then packed in one read that was not."""
+    packs_numbers = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
+    expanded = 0 in (problem.a.k_stride, problem.b.k_stride)
+    if not packs_numbers or problem.batch > 1 or choice.split > 1 or expanded:
+        return
+    for held in sorted({longest_row_in_registers(x) for x in (problem.a, problem.b)}):
+        if held < problem.K:
+            yield replace(choice, slabs=cdiv(problem.K, slab_k(problem.K, held)))
+
+
+def slab_k(K: int, longest: int) -> int:
+    """K of slabs that are as long as each other, but for the last, and no longer than so much."""
+    return round_up(cdiv(K, cdiv(K, longest)), SLAB_ALIGNMENT)
+
+
+def slabs_as_batch(problem: Problem, choice: Choice) -> tuple[Problem, Choice]:
+    """The product of the slabs, one a batch item, without the epilogue, and how it is computed."""
+    k = round_up(cdiv(problem.K, choice.slabs), SLAB_ALIGNMENT)
+    a, b = (replace(x, batch_stride=k * x.k_stride) for x in (problem.a, problem.b))
+    product = replace(problem, batch=choice.slabs, K=k, a=a, b=b, epilogue=Epilogue())
+    return product, replace(choice, slabs=1)
+
+
+def longest_row_in_registers(operand: Operand) -> int:
+    """How long rows may be that packing reads once: a row's scale is known after the whole row."""
+    return MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
 
 
 def chain_is_short(problem: Problem, split: int) -> bool:

@@ -5,6 +5,7 @@ from fastmm_op.choices import (
     a_classes,
     count_tiles,
     gemv_matrix,
+    slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
     uses_wgmma,
@@ -26,7 +27,7 @@ STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (5.0, 5.0), "bf16": (5.0, 5.0)}
+MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
 # Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
 PACK_BANDWIDTH = 0.85
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
@@ -46,8 +47,9 @@ SPLIT_SECTORS_RATE = 0.8
 # Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
 BALANCE_BANDWIDTH = 0.35
-# Programs an SM that keep enough loads in flight to reach the memory's bandwidth.
-GEMM_PROGRAMS = 1.25
+# Programs an SM that keep enough loads in flight to reach the memory's bandwidth: of the persistent
+# kernel, of others, and of those that load element by element.
+HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
 GEMV_PROGRAMS = 5
 # The GEMV kernel: its share of a copy's bandwidth, and how much longer loads of one element take.
 GEMV_BANDWIDTH = 0.85
@@ -57,6 +59,9 @@ GEMV_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
 def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch."""
     launch = problem.arch.launch_seconds
+    if choice.slabs > 1:
+        summed = launch + reduce_seconds(problem, choice.slabs)
+        return estimate(*slabs_as_batch(problem, choice)) + summed
     seconds = launch
     if choice.tile.kernel == "gemv":
         seconds += gemv_seconds(problem, choice)
@@ -66,7 +71,7 @@ def estimate(problem: Problem, choice: Choice) -> float:
         seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
         seconds += gemm_seconds(problem, choice)
     if choice.split > 1:
-        seconds += launch + reduce_seconds(problem, choice)
+        seconds += launch + reduce_seconds(problem, choice.split)
     if choice.tail_split > 1:
         seconds += launch + reduce_tail_seconds(problem, choice)
     return seconds
@@ -149,6 +154,7 @@ def rate(problem: Problem, choice: Choice) -> float:
 def read_seconds(problem: Problem, choice: Choice) -> float:
     """Operands, each read once; a few programs reach only their share of the bandwidth."""
     moved = 0.0
+    wanted = HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else GEMM_PROGRAMS
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
     ):
@@ -156,10 +162,11 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
         penalty = 1.0
         if read_misaligned(problem, choice, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
+            wanted = MISALIGNED_PROGRAMS
         moved += problem.batch * rows * problem.K * size * penalty
     programs = whole_tiles(problem, choice) * choice.split
     programs += tail_tiles(problem, choice) * choice.tail_split
-    share = min(1.0, programs / (GEMM_PROGRAMS * problem.arch.sms))
+    share = min(1.0, programs / (wanted * problem.arch.sms))
     return moved / (problem.arch.bandwidth * share)
 
 
@@ -192,9 +199,9 @@ def store_seconds(problem: Problem, choice: Choice) -> float:
     return seconds
 
 
-def reduce_seconds(problem: Problem, choice: Choice) -> float:
+def reduce_seconds(problem: Problem, splits: int) -> float:
     """The partial sums of split-K and the residual read, C written."""
-    size = 4 * choice.split + ITEMSIZE[problem.dtype]
+    size = 4 * splits + ITEMSIZE[problem.dtype]
     seconds = problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
     return seconds + residual_seconds(problem)
 

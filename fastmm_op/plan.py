@@ -16,6 +16,7 @@ from fastmm_op.choices import (
     ring_slot,
     row_classes,
     shared_memory,
+    slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
     whole_tiles,
@@ -45,10 +46,8 @@ from fastmm_op.problem import (
     next_power_of_two,
     round_up,
 )
+from fastmm_op.tile_order import group_m
 
-# Rows of tiles that are walked together, so that L2 keeps their operands. For the persistent kernel
-# 4, 8 and 16 differ by no more than runs do (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
-GROUP_M = {"gemm": 8, "gemm_hopper": 4}
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
 # The sum over splits: partial sums of one element that a program reads at once, and all it reads.
@@ -70,18 +69,47 @@ def make_plan(problem: Problem) -> Plan:
 def write_plan(problem: Problem, choice: Choice) -> Plan:
     """A choice as launches: packing, the GEMM, and the sum over splits where there are any.
 
-    Splits are those of every tile or of the last ones (the tail).
+    Splits are those of every tile or of the last ones (the tail), or slabs of K.
     """
     workspace = Workspace()
+    c = Pointer("c", problem.dtype)
+    if choice.slabs > 1:
+        partial = workspace.take(choice.slabs * problem.M * problem.N, "fp32")
+        product = slabs_as_batch(problem, choice)
+        launches = product_launches(*product, partial, problem.K, workspace)
+        launches.append(reduce_launch(problem, choice.slabs, None, None, partial, c))
+    else:
+        k_total = problem.batch * problem.K
+        launches = product_launches(problem, choice, c, k_total, workspace)
+    strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
+    strategy += "+slabs" if choice.slabs > 1 else ""
+    strategy += "+split" if choice.split > 1 else ""
+    strategy += "+tail" if choice.tail_split > 1 else ""
+    return Plan(
+        strategy,
+        tuple(launches),
+        workspace.size,
+        estimate(problem, choice),
+        choice,
+    )
+
+
+def product_launches(
+    problem: Problem, choice: Choice, c: Pointer, k_total: int, workspace: Workspace
+) -> list[Launch]:
+    """The launches of a product without slabs, which leave it at c.
+
+    k_total: as ``packing.pack_operand``.
+    """
     launches = []
     balance = None
     if problem.dtype == "fp32" and choice.pack_a and choice.pack_b:
-        balance, launch = balance_operands(problem, workspace)
+        balance, launch = balance_operands(problem, k_total, workspace)
         launches.append(launch)
-    a, pack_a = gemm_operand(problem, choice, "a", balance, workspace)
-    b, pack_b = gemm_operand(problem, choice, "b", balance, workspace)
-    launches += pack_a + pack_b
-    c = Pointer("c", problem.dtype)
+    a, pack_a = gemm_operand(problem, choice, "a", balance, k_total, workspace)
+    b, pack_b = gemm_operand(problem, choice, "b", balance, k_total, workspace)
+    # What is read twice goes first: L2 keeps it for its second reading, and then what was packed.
+    launches += pack_b + pack_a if len(pack_b) > len(pack_a) else pack_a + pack_b
     target = c
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
@@ -96,23 +124,19 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
         write_product = {"gemm": gemm_launch, "gemv": gemv_launch}[choice.tile.kernel]
         launches.append(write_product(problem, choice, a, b, target))
     if choice.split > 1:
-        launches.append(reduce_launch(problem, choice, a, b, target, c))
+        launches.append(reduce_launch(problem, choice.split, a, b, target, c))
     if choice.tail_split > 1:
         launches.append(reduce_tail_launch(problem, choice, a, b, tail, c))
-    strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
-    strategy += "+split" if choice.split > 1 else ""
-    strategy += "+tail" if choice.tail_split > 1 else ""
-    return Plan(
-        strategy,
-        tuple(launches),
-        workspace.size,
-        estimate(problem, choice),
-        choice,
-    )
+    return launches
 
 
 def gemm_operand(
-    problem: Problem, choice: Choice, buffer: str, balance: Balance | None, workspace: Workspace
+    problem: Problem,
+    choice: Choice,
+    buffer: str,
+    balance: Balance | None,
+    k_total: int,
+    workspace: Workspace,
 ) -> tuple[GemmOperand, list[Launch]]:
     """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it."""
     tile = choice.tile
@@ -128,7 +152,7 @@ def gemm_operand(
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
-    return pack_operand(problem, buffer, balance, slack, wrap, alignment, workspace)
+    return pack_operand(problem, buffer, balance, slack, wrap, alignment, k_total, workspace)
 
 
 def gemm_launch(
@@ -155,7 +179,7 @@ def gemm_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "EVEN_K": k % tile.block_k == 0,
             "CLAMP": not both_packed,
             "SCALED": scaled,
@@ -237,7 +261,7 @@ def gemm_hopper_launch(
         + (a.lo_offset,),
         {
             "BLOCK_N": tile.block_n,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "STAGES": stages,
             "PARTS": 2 if a.lo_offset else 1,
             "A_CLASSES": of_a,
@@ -324,26 +348,36 @@ def class_descriptors(
 
 
 def reduce_launch(
-    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, partial: Pointer, c: Pointer
+    problem: Problem,
+    splits: int,
+    a: GemmOperand | None,
+    b: GemmOperand | None,
+    partial: Pointer,
+    c: Pointer,
 ) -> Launch:
-    """The sum of split-K's partial products, in a fixed order."""
-    scaled = a.row_exp is not None
+    """The sum of split-K's partial products, in a fixed order.
+
+    a, b: the operands whose exponents the sum applies; None if they have been applied.
+    """
+    scaled = a is not None and a.row_exp is not None
+    exponents = (a.row_exp, b.row_exp) if scaled else (None, None)
+    exponent_strides = (a.row_exp_stride, b.row_exp_stride) if scaled else (0, 0)
     epilogue = problem.epilogue
     # Without exponents or bias a row is nothing special: all of C is one long row.
     by_rows = scaled or epilogue.bias
     rows, columns = (problem.batch * problem.M, problem.N)
     if not by_rows:
         rows, columns = 1, rows * columns
-    block_s = min(REDUCE_DEPTH, next_power_of_two(choice.split))
+    block_s = min(REDUCE_DEPTH, next_power_of_two(splits))
     block_n = max(32, min(256, REDUCE_ELEMENTS // block_s, next_power_of_two(columns)))
     return Launch(
         "reduce",
         rows * cdiv(columns, block_n),
-        (partial, c, a.row_exp, b.row_exp)
+        (partial, c, *exponents)
         + epilogue_pointers(problem, epilogue)
         + ((problem.M, problem.N, problem.batch) if by_rows else (1, columns, 1))
-        + (choice.split,)
-        + (a.row_exp_stride, b.row_exp_stride),
+        + (splits,)
+        + exponent_strides,
         {
             "SCALED": scaled,
             "BLOCK_S": block_s,
@@ -373,7 +407,7 @@ def reduce_tail_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_R": block_r,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "SPLITS": choice.tail_split,
             "A_CLASSES": a_classes(problem, choice),
             "CLASSES": row_classes(problem, choice),
@@ -431,8 +465,10 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         f"{tile.kernel} with {tile.block_m}x{tile.block_n}x{tile.block_k} tiles, "
         f"{tile.num_stages} stages: {tiles} tiles on {problem.arch.sms} SMs"
     )
+    if choice.slabs > 1:
+        said.append(f"K is cut into {choice.slabs} slabs, scaled each, and summed in a fixed order")
     classes = row_classes(problem, choice)
-    if classes > 1:
+    if classes > 1 and choice.slabs == 1:
         said.append(f"rows of c are stored in {classes} classes of equal alignment")
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")

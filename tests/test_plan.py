@@ -10,7 +10,7 @@ import pytest
 
 import fastmm_op.plan as plan_module
 from fastmm_op.arch import ARCHES, arch_for
-from fastmm_op.choices import choices
+from fastmm_op.choices import choices, slabs_as_batch
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.planned import planned_arch
@@ -301,9 +301,9 @@ def test_a_product_without_an_epilogue_says_so_to_every_kernel(arch) -> None:
         if p.arch is ARCHES[arch]:
             for step in make_plan(p).launches:
                 assert step.constexprs.get("ACTIVATION", "none") == "none"
-                assert step.constexprs.get("SLICE_N", 0) == (
-                    64 if step.kernel == "gemm_hopper" else 0
-                )
+                # Partial sums of slabs are fp32, of which TMA's boxes hold 32.
+                slices = {64, 32} if step.kernel == "gemm_hopper" else {0}
+                assert step.constexprs.get("SLICE_N", 0) in slices
                 buffers = {arg.buffer for arg in step.args if isinstance(arg, Pointer)}
                 assert buffers <= {"a", "b", "c", "workspace"}
 
@@ -348,6 +348,7 @@ PURE = (
     "packing",
     "plan",
     "search",
+    "tile_order",
 )
 
 
@@ -408,8 +409,30 @@ def test_short_sums_of_full_precision_are_ieee(arch) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_few_tiles_and_a_long_k_are_split(arch) -> None:
-    assert make_plan(problem(256, 524288, 256, arch=arch)).strategy.endswith("+split")
-    assert not make_plan(problem(8192, 512, 8192, arch=arch)).strategy.endswith("+split")
+    cut = ("+split", "+slabs")
+    assert make_plan(problem(256, 524288, 256, arch=arch)).strategy.endswith(cut)
+    assert not make_plan(problem(8192, 512, 8192, arch=arch)).strategy.endswith(cut)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("k", "longest"), [(1025, 1024), (33000, 8192), (524289, 1024)])
+def test_slabs_cover_a_long_k(k, longest, arch) -> None:
+    """Each but the last is as long as the others, and packed in one read."""
+    p = problem(64, k, 48, arch=arch)
+    found = [c for c in choices(p) if c.slabs > 1]
+    assert {c.slabs for c in found} >= {-(-k // longest)}
+    for choice in found:
+        product, inner = slabs_as_batch(p, choice)
+        assert (product.batch, inner.slabs) == (choice.slabs, 1)
+        assert product.K % 64 == 0
+        assert (product.batch - 1) * product.K < k <= product.batch * product.K
+        plan = write_plan(p, choice)
+        assert plan.strategy == "packed+slabs" + "+tail" * (choice.tail_split > 1)
+        assert plan.launches[-1].kernel == "reduce"
+    # Of operands that need no second reading, or are no single product, there are none.
+    assert not any(c.slabs > 1 for c in choices(problem(64, 1024, 48, arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, batch=2, arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, dtype="bf16", arch=arch)))
 
 
 def packs(plan: Plan) -> bool:
@@ -492,9 +515,9 @@ def test_outlines() -> None:
     expecttest.assert_expected_inline(
         text,
         """\
-seed, fp32: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32: packed: balance row_max pack_tiles pack_rows gemm
 seed, bf16: packed: pack_tiles pack_tiles gemm
-seed, fp32 in full: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32 in full: packed: balance row_max pack_tiles pack_rows gemm
 64^3: direct: gemm
 4096^3, fp16: direct: gemm
 256x524288x256: direct+split: gemm reduce""",
