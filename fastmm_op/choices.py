@@ -235,14 +235,21 @@ def choices(problem: Problem) -> Iterator[Choice]:
 
 
 def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
-    """The choice with K cut into slabs, if an operand is then packed in one read that was not."""
+    """The choice with K cut into slabs, if an operand is then packed in one read that was not.
+
+    The tensor core truncates its sums. Of few tiles cuBLAS shares out K, and so keeps its chains
+    short: there slabs have to be short too.
+    """
     packs_numbers = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
-    expanded = 0 in (problem.a.k_stride, problem.b.k_stride)
+    operands = (problem.a, problem.b)
+    expanded = any(x.k_stride == 0 for x in operands)
     if not packs_numbers or problem.batch > 1 or choice.split > 1 or expanded:
         return
-    for held in sorted({longest_row_in_registers(x) for x in (problem.a, problem.b)}):
-        if held < problem.K:
-            yield replace(choice, slabs=cdiv(problem.K, slab_k(problem.K, held)))
+    few = count_tiles(problem, choice) < problem.arch.sms
+    twice = [longest_row_in_registers(x) for x in operands]
+    for longest in (LONGEST_CHAIN,) if few else (MAX_COLUMN_IN_REGISTERS, MAX_ROW_IN_REGISTERS):
+        if any(longest <= held < problem.K for held in twice):
+            yield replace(choice, slabs=cdiv(problem.K, slab_k(problem.K, longest)))
 
 
 def slab_k(K: int, longest: int) -> int:

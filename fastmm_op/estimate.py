@@ -42,7 +42,8 @@ TAIL_SECONDS = 2e-6
 STORES_AFTER_WGMMA = 2.0
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
-# What remains of TMA's rate on rows that start inside a memory sector.
+# What remains of TMA's rate on rows that start inside a memory sector; those that are read by
+# classes lose nothing (benchmarks/results/NVIDIA_H200/study_2026-11-25.txt).
 SPLIT_SECTORS_RATE = 0.8
 # Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
@@ -146,7 +147,8 @@ def rate(problem: Problem, choice: Choice) -> float:
         if read_misaligned(problem, choice, operand, packed):
             return best * MISALIGNED_RATE[problem.dtype]
         tma = choice.tile.kernel == "gemm_hopper" and not packed
-        if tma and not starts_in_sectors(operand, problem.dtype):
+        by_classes = operand is problem.a and a_classes(problem, choice) > 1
+        if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
             best *= SPLIT_SECTORS_RATE
     return best
 

@@ -151,6 +151,9 @@ def pack_operand(
     strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
     sizes = (rows, problem.K, k_total, wrap)
     launches = []
+    # On the H200 the hint gains nothing, and costs 7 % where K is long (benchmarks/results/
+    # NVIDIA_H200/study_2026-11-25.txt); what an RTX 4090 makes of it is a prediction.
+    last_read = {"LAST_READ": "" if problem.arch.wgmma else "evict_first"}
 
     def blocks_of(block_r: int, block_k: int) -> dict[str, int | bool]:
         """The constants of a kernel whose blocks are so large."""
@@ -168,7 +171,8 @@ def pack_operand(
                 "pack_rows",
                 batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)),
                 (source, packed, row_exp, k_exp, moved, *sizes, *strides, pitch, *balance_strides),
-                {"PARTS": parts, "K_MAJOR": operand.k_major, **blocks_of(block_r, block_k)},
+                {"PARTS": parts, "K_MAJOR": operand.k_major, **blocks_of(block_r, block_k)}
+                | last_read,
                 num_warps=8 if block_k * block_r > 4096 else 4,
             )
         )
@@ -192,7 +196,7 @@ def pack_operand(
                 batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)) * cdiv(pitch, block_k),
                 (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
                 + (pitch, *balance_strides),
-                {"SCALED": scaled, "PARTS": parts, **blocks_of(block_r, block_k)},
+                {"SCALED": scaled, "PARTS": parts, **blocks_of(block_r, block_k)} | last_read,
                 num_warps=4 * parts,
             )
         )

@@ -237,12 +237,12 @@ def test_the_suite_on_the_4090(precision) -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_what_packing_reads_for_the_last_time_may_leave_l2(arch) -> None:
-    """Not the first of two readings, nor what was packed."""
+    """On Ada; not the first of two readings, nor what was packed."""
     steps = best(problem(arch, *SEED), pack=True)
     for name in ("pack_rows", "pack_tiles", "row_max"):
         found, _ = compiled(problem(arch, *SEED), steps[name])
         loads = found.count("LDG.E.EF")
-        assert (loads > 0) == (name != "row_max")
+        assert (loads > 0) == (name != "row_max" and arch == "sm_89")
         assert found.count("STG.E.EF") == 0
 
 

@@ -519,13 +519,17 @@ def test_the_packages_own_bits_on_a_gpu(case, tmp_path) -> None:
     if any(s.shared_memory > shared_memory_of_this_gpu() for s in case.plan.launches):
         pytest.skip("the plan does not fit this card")
     module = load(case.text, tmp_path)
-    for shape in other_shapes(case):
+    constants = [step.constexprs for step in case.plan.launches]
+    for shape in (case.shape, *other_shapes(case)):
         a, b = (x.cuda() for x in case.operands(*shape))
         problem = launch.describe(a[None], b[None], case.precision, ARCHES[case.arch])
         got = module.matmul(a, b)
         want = torch.full_like(got, torch.nan)
-        launch.run_plan(case.plan_for(problem), a[None], b[None], want)
-        assert torch.equal(got, want), shape
+        plan = case.plan_for(problem)
+        launch.run_plan(plan, a[None], b[None], want)
+        # Other constants, as of a sum over splits, may add in another order.
+        if shape == case.shape or [step.constexprs for step in plan.launches] == constants:
+            assert torch.equal(got, want), shape
         assert_accurate(got, a, b, case.precision)
 
 

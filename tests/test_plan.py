@@ -415,12 +415,20 @@ def test_few_tiles_and_a_long_k_are_split(arch) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize(("k", "longest"), [(1025, 1024), (33000, 8192), (524289, 1024)])
-def test_slabs_cover_a_long_k(k, longest, arch) -> None:
+@pytest.mark.parametrize(
+    ("m", "k", "n", "lengths"),
+    [
+        (4096, 33000, 8192, {1024, 8192}),
+        (8192, 1025, 4096, {1024}),
+        (64, 524289, 48, {1024}),  # few tiles: short chains
+        (64, 33000, 48, {1024}),
+    ],
+)
+def test_slabs_cover_a_long_k(m, k, n, lengths, arch) -> None:
     """Each but the last is as long as the others, and packed in one read."""
-    p = problem(64, k, 48, arch=arch)
+    p = problem(m, k, n, arch=arch)
     found = [c for c in choices(p) if c.slabs > 1]
-    assert {c.slabs for c in found} >= {-(-k // longest)}
+    assert {c.slabs for c in found} == {-(-k // longest) for longest in lengths}
     for choice in found:
         product, inner = slabs_as_batch(p, choice)
         assert (product.batch, inner.slabs) == (choice.slabs, 1)
@@ -431,8 +439,8 @@ def test_slabs_cover_a_long_k(k, longest, arch) -> None:
         assert plan.launches[-1].kernel == "reduce"
     # Of operands that need no second reading, or are no single product, there are none.
     assert not any(c.slabs > 1 for c in choices(problem(64, 1024, 48, arch=arch)))
-    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, batch=2, arch=arch)))
-    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, dtype="bf16", arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(m, k, n, batch=2, arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(m, k, n, dtype="bf16", arch=arch)))
 
 
 def packs(plan: Plan) -> bool:

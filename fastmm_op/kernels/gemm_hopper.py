@@ -184,7 +184,7 @@ def producer(
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole = sizes
     a_step, b_step = batch_steps
-    stride_am, _, stride_cm = strides
+    stride_am, stride_cm = strides
     tiles_m = count_row_tiles(M, A_CLASSES)
     tiles_n = gl.cdiv(N, BLOCK_N)
     items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
@@ -585,6 +585,6 @@ def gemm_hopper_kernel(
                     exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
                     CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
-                    strides, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
-                    partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
+                    (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
+                    VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip

@@ -37,8 +37,6 @@ from fastmm_op.kernels.common import (
 
 INF = tl.constexpr(float("inf"))
 FP16_TINY = tl.constexpr(2.0**-24)
-# Operands are not needed again: they leave L2 to what the GEMM will read, the packed ones.
-LAST_READ = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -111,11 +109,12 @@ def pack_rows_kernel(
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
-    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
 ):  # fmt: skip
     """Scale and pack in one read: a program holds BLOCK_R whole rows, BLOCK_K >= pitch.
 
-    WIDE (here and below): an offset between elements of one block exceeds 32 bits.
+    WIDE (here and below): an offset between elements of one block exceeds 32 bits. LAST_READ: what
+    L2 is told of operands that are not read again; "evict_first" leaves it to the packed ones.
     """
     blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     batch = (tl.program_id(0) // blocks_r).to(tl.int64)
@@ -204,7 +203,7 @@ def pack_tiles_kernel(
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
     SCALED: tl.constexpr, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
 ):  # fmt: skip
     """Pack one (BLOCK_R, BLOCK_K) tile, scaled by the maxima of row_max_kernel or copied as it is.
 
