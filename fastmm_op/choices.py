@@ -200,9 +200,10 @@ def choices(problem: Problem) -> Iterator[Choice]:
         packings = [(False, False), (True, True)] if problem.parts else [(False, False)]
     else:
         # On Hopper aligned operands may be worth packing too: TMA reads rows that start inside a
-        # memory sector more slowly, and row classes read past B's end.
+        # memory sector more slowly, and row classes read past B's end. A packed B at hand is free.
         a_ways = [False] if is_aligned(problem.a, dtype) and not arch.tma else [False, True]
-        b_ways = [False] if is_aligned(problem.b, dtype) and not arch.tma else [False, True]
+        b_as_it_is = is_aligned(problem.b, dtype) and not (arch.tma or problem.prepacked)
+        b_ways = [False] if b_as_it_is else [False, True]
         packings = [(a, b) for a in a_ways for b in b_ways]
     for pack_a, pack_b in packings:
         kind = operand_kind(problem, pack_a, pack_b)

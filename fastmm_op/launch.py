@@ -27,6 +27,7 @@ from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
 
 KERNELS = {
     "balance": balance.balance_kernel,
+    "forget": balance.forget_kernel,
     "pack_rows": pack.pack_rows_kernel,
     "row_max": pack.row_max_kernel,
     "pack_tiles": pack.pack_tiles_kernel,
@@ -106,6 +107,7 @@ def run_plan(
     out: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    packed_b: Tensor | None = None,
 ) -> list["CompiledLaunch | None"]:
     """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
 
@@ -114,12 +116,24 @@ def run_plan(
         out: contiguous, of a's dtype, batch * M * N elements; written.
         bias, residual: what the problem's epilogue has of them: (N,), and as out; contiguous and
             16-byte aligned.
+        packed_b: of a plan for a ``prepacked`` problem: b's packed copy, uint8.
 
     Returns:
         What starts the same kernels again faster (Nones when interpreted).
     """
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=a.device)
-    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual}
+    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual, "packed_b": packed_b}
+    return run_launches(plan.launches, plan.workspace_bytes, buffers, a.device)
+
+
+def run_launches(
+    launches: tuple[Launch, ...],
+    workspace_bytes: int,
+    buffers: dict[str, Tensor | None],
+    device: torch.device,
+) -> list["CompiledLaunch | None"]:
+    """As ``run_plan``, with all buffers but the workspace by their names in ``Pointer``."""
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
+    in_bytes = {"workspace": workspace, "packed_b": buffers.get("packed_b")}
 
     def resolve(arg):
         if isinstance(arg, Descriptor):
@@ -127,13 +141,13 @@ def run_plan(
                 resolve(arg.pointer), arg.shape, arg.strides, arg.box, arg.pointer.dtype
             )
         if isinstance(arg, Pointer):
-            if arg.buffer == "workspace":
-                return workspace[arg.offset :].view(TORCH_DTYPES[arg.dtype])
+            if arg.buffer in in_bytes:
+                return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])
             return buffers[arg.buffer]
         return arg
 
     started = []
-    for step in plan.launches:
+    for step in launches:
         grid = (step.grid, 1, 1)
         args = [resolve(arg) for arg in step.args]
         compiled = KERNELS[step.kernel][grid](
@@ -209,25 +223,39 @@ class Call:
         self.kernels: list[CompiledLaunch] | None = None
 
     def __call__(
-        self, a: Tensor, b: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        packed_b: Tensor | None = None,
     ) -> Tensor:
         if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return self.run(a, b, bias, residual)
+            return self.run(a, b, bias, residual, packed_b)
         with torch.cuda.device(self.device):
-            return self.run(a, b, bias, residual)
+            return self.run(a, b, bias, residual, packed_b)
 
-    def run(self, a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    def run(
+        self,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        packed_b: Tensor | None,
+    ) -> Tensor:
         if not self.is_matrix_product:
             a, b = contract.fold(a, b)
         out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
         if self.kernels is None:
-            self.first_run(a, b, out, bias, residual)
+            self.first_run(a, b, out, bias, residual, packed_b)
             return out
         addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
         if bias is not None:
             addresses["bias"] = bias.data_ptr()
         if residual is not None:
             addresses["residual"] = residual.data_ptr()
+        if packed_b is not None:
+            addresses["packed_b"] = packed_b.data_ptr()
         if self.plan.workspace_bytes:
             workspace = torch.empty(
                 self.plan.workspace_bytes, dtype=torch.uint8, device=self.device
@@ -245,6 +273,7 @@ class Call:
         out: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
+        packed_b: Tensor | None,
     ) -> None:
         if self.is_matrix_product:
             a, b = a.unsqueeze(0), b.unsqueeze(0)
@@ -254,7 +283,7 @@ class Call:
         if self.plan.strategy == "zero":
             out.zero_()
             return
-        started = run_plan(self.plan, a, b, out, bias, residual)
+        started = run_plan(self.plan, a, b, out, bias, residual, packed_b)
         if None not in started:
             self.kernels = started
 

@@ -27,6 +27,7 @@ from fastmm_op.epilogue import (
     slice_columns,
 )
 from fastmm_op.estimate import estimate
+from fastmm_op.kept import KEPT_ALIGNMENT, keep, kept_balance
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer, Workspace
 from fastmm_op.packing import (
     PACK_ALIGNMENT,
@@ -75,8 +76,9 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     launches = []
     balance = None
     if problem.dtype == "fp32" and choice.pack_a and choice.pack_b:
-        balance, launch = balance_operands(problem, workspace)
-        launches.append(launch)
+        make_balance = kept_balance if problem.prepacked else balance_operands
+        balance, launch = make_balance(problem, workspace)
+        launches += [launch] if launch else []
     a, pack_a = gemm_operand(problem, choice, "a", balance, workspace)
     b, pack_b = gemm_operand(problem, choice, "b", balance, workspace)
     launches += pack_a + pack_b
@@ -113,7 +115,11 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
 def gemm_operand(
     problem: Problem, choice: Choice, buffer: str, balance: Balance | None, workspace: Workspace
 ) -> tuple[GemmOperand, list[Launch]]:
-    """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it."""
+    """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it.
+
+    A packed B that is at hand needs none. The GEMM takes one distance from hi to lo for both
+    operands, so A is packed with B's pitch then.
+    """
     tile = choice.tile
     layout, packed, slack = (
         (problem.a, choice.pack_a, tile.block_m)
@@ -123,7 +129,9 @@ def gemm_operand(
     if not packed:
         strides = (layout.batch_stride, layout.row_stride, layout.k_stride)
         return GemmOperand(Pointer(buffer, problem.dtype), None, *strides), []
-    alignment = max(PACK_ALIGNMENT, tile.block_k)
+    if buffer == "b" and problem.prepacked:
+        return keep(problem).operand, []
+    alignment = KEPT_ALIGNMENT if problem.prepacked else max(PACK_ALIGNMENT, tile.block_k)
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
@@ -389,6 +397,7 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         what = "read as it is"
         if packed:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
+            what += " before, and kept" if name == "b" and problem.prepacked else ""
         said.append(f"{name} is {aligned}: {what}")
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
