@@ -92,10 +92,10 @@ class Prepacked:
         return sum(self.kept_bytes.values())
 
     def __str__(self) -> str:
+        kept, weights = mebibytes(self.total_bytes), mebibytes(sum(self.weight_bytes.values()))
         lines = [
             f"{len(self.kept_bytes)} prepacked, {len(self.left_alone)} left alone; "
-            f"{mebibytes(self.total_bytes)} kept beside {mebibytes(sum(self.weight_bytes.values()))} "
-            "of weights"
+            f"{kept} kept beside {weights} of weights"
         ]
         for name, kept in self.kept_bytes.items():
             size = mebibytes(kept) if kept else "another module's copy"
@@ -119,8 +119,8 @@ def prepack(model: nn.Module, *, precision: str | None = None) -> Prepacked:
 
     ``fastmm_op.linear`` packs the weight of a big product anew at each call. A frozen model needs
     that once: the packed copy is kept beside the weight, at a cost in memory that the report
-    states (float32 in ``"tf32"``: about half the weight's, in ``"fp32"``: about the same; misaligned
-    16-bit weights: the same; rows are padded to 128 elements).
+    states: of float32 in ``"tf32"`` half the weight's, in ``"fp32"`` as much again, of misaligned
+    16-bit weights as much again, with rows padded to 128 elements and columns to a tile.
 
     The copy is used where no gradient is recorded (``torch.no_grad``, ``inference_mode``, or
     nothing requires one), autocast is off, the precision is the one it was packed for, and x has so

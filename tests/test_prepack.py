@@ -261,7 +261,7 @@ def test_without_kernels(device) -> None:
     report = fastmm_op.prepack(layer)
     if fastmm_op.ops.INTERPRETED:
         pytest.skip("kernels are interpreted here")
-    assert list(report.left_alone.values())[0] in (
+    assert next(iter(report.left_alone.values())) in (
         "ATen multiplies on the CPU",
         "there is no Triton here",
     )
@@ -376,8 +376,15 @@ def parametrized(layer) -> None:
 
 
 CHANGES = [
-    in_place, in_inference_mode, by_optimizer, loaded, replaced, by_data, cast_and_back, parametrized
-]  # fmt: skip
+    in_place,
+    in_inference_mode,
+    by_optimizer,
+    loaded,
+    replaced,
+    by_data,
+    cast_and_back,
+    parametrized,
+]
 
 
 @kernels
@@ -550,7 +557,7 @@ def test_something_else_for_a_copy(packed, message, layer, x) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         fastmm_op.prepack([])
     with pytest.raises(ValueError, match="precision must be one of"):
         fastmm_op.prepack(nn.Linear(2, 2), precision="fp8")
