@@ -72,10 +72,17 @@ class Subject:
     device: torch.device
     tiny: bool
 
-    def __post_init__(self) -> None:
+    # All that follows is made when a row first needs it: what fails then is that row.
+
+    @cached_property
+    def initial(self) -> nn.Module:
         torch.manual_seed(SEED)
-        self.initial = self.workload.make(self.tiny).to(self.device)
-        self.data = tuple(x.to(self.device) for x in self.workload.data(self.tiny))
+        return self.workload.make(self.tiny).to(self.device)
+
+    @cached_property
+    def data(self) -> tuple[Tensor, ...]:
+        torch.manual_seed(SEED + 1)
+        return tuple(x.to(self.device) for x in self.workload.data(self.tiny))
 
     @cached_property
     def reference(self) -> list[Tensor]:

@@ -134,6 +134,9 @@ def prepacked_call(
         packed.device == weight.device,
         lambda: f"fastmm.linear_prepacked: packed is on {packed.device}, weight on {weight.device}",
     )
+    if x.is_cuda:
+        # Kernels that a CUDA graph may have to record are compiled by the call that warms it up.
+        plain(x, weight, packed, bias)
     call = launch.Call(x, weight.mT, precision, arch, epilogue, plan)
 
     def by_copy(x: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
