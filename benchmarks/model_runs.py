@@ -5,7 +5,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -15,7 +15,7 @@ import fastmm_op
 from benchmarks.models import Workload
 from fastmm_op.bench.runner import finite, rounded
 from fastmm_op.compile import activations, explain, options
-from fastmm_op.compile.graph_pass import MatmulPass
+from fastmm_op.compile.graph_pass import Decision, MatmulPass
 from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timer, Timing, torch_tf32
 
@@ -140,9 +140,12 @@ class ModelRun:
         }
         started = time.monotonic()
         try:
+            make_plan.cache_clear()
+            activations.patterns.cache_clear()
+            with pass_log() as log:
+                row |= self.measure(make, baseline)
             if name == "fastmm":
-                row |= self.products()
-            row |= self.measure(make, baseline)
+                row |= log.summary() or self.products()
         except Exception as error:  # one contender's trouble must not end the run
             row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         row["row_seconds"] = rounded(time.monotonic() - started, 3)
@@ -242,37 +245,62 @@ class ModelRun:
         return row
 
     def products(self) -> dict:
-        """How many matrix products there are, how many fastmm took, and what asking that costs.
-
-        ``pass_seconds``: in fastmm's two passes over all graphs, with nothing planned before.
-        """
+        """``PassLog.summary`` of a model whose compiled code was found in a cache."""
         make_plan.cache_clear()
         activations.patterns.cache_clear()
         run = explain(copy.deepcopy(self.subject.initial))
         tf32, grad = torch_tf32(self.setting == "tf32"), torch.set_grad_enabled(self.trains)
-        with tf32, grad, pass_clock() as spent:
-            report = self.forward(run)
+        with tf32, grad, pass_log() as log:
+            self.forward(run)
+        return log.summary()
+
+
+@dataclass
+class PassLog:
+    """What fastmm's passes did.
+
+    Attributes:
+        seconds: of each run of a pass over a graph.
+        decisions: about products, in order.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def summary(self) -> dict:
+        """How many products there are, how many fastmm took, and the seconds that asking took.
+
+        Nothing if no pass was run.
+        """
+        if not self.seconds:
+            return {}
         return {
-            "products": len(report.decisions),
-            "products_taken": len(report.taken),
-            "pass_seconds": rounded(sum(spent), 3),
+            "products": len(self.decisions),
+            "products_taken": sum(decision.verdict.take for decision in self.decisions),
+            "pass_seconds": rounded(sum(self.seconds), 3),
         }
 
 
 @contextmanager
-def pass_clock() -> Iterator[list[float]]:
-    """The seconds that each run of a fastmm pass takes while this is open."""
-    spent: list[float] = []
-    call = MatmulPass.__call__
+def pass_log() -> Iterator[PassLog]:
+    """What fastmm's passes do while this is open."""
+    log, call = PassLog(), MatmulPass.__call__
 
-    def timed(self, graph) -> None:
+    def logged(self, graph) -> None:
+        given, self.record = self.record, []
         started = time.perf_counter()
-        call(self, graph)
-        spent.append(time.perf_counter() - started)
+        try:
+            call(self, graph)
+        finally:
+            log.seconds.append(time.perf_counter() - started)
+            log.decisions += self.record
+            if given is not None:
+                given += self.record
+            self.record = given
 
-    MatmulPass.__call__ = timed
+    MatmulPass.__call__ = logged
     try:
-        yield spent
+        yield log
     finally:
         MatmulPass.__call__ = call
 

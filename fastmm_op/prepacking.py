@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmm_op import contract, ops
-from fastmm_op.compat import inside_forward_ad, inside_torch_func, takes_short_path
+from fastmm_op.compat import (
+    inside_forward_ad,
+    inside_torch_func,
+    is_traceable_wrapper_subclass,
+    takes_short_path,
+)
 from fastmm_op.kept_weight import is_current
 from fastmm_op.patching import named_modules, patch, torchs_precision
 
@@ -168,8 +173,10 @@ def prepack(model: nn.Module, *, precision: str | None = None) -> Prepacked:
 
 def reason_against(weight: Tensor, precision: str, bias: bool) -> tuple[str | None, int]:
     """Why a weight (N, K) gets no copy, or None and the fewest rows for which one is read."""
-    if weight.dtype is torch.float64:
-        return "float64 is multiplied by ATen", 0
+    if is_traceable_wrapper_subclass(weight):
+        return f"its weight is a {type(weight).__name__}", 0
+    if weight.dtype not in contract.DTYPES:
+        return f"{weight.dtype} is not multiplied by fastmm's kernels", 0
     if weight.dtype is torch.float32 and precision == "ieee":
         return 'nothing is packed for "ieee"', 0
     if weight.is_inference():

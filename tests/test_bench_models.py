@@ -174,6 +174,24 @@ def test_the_reference_in_parts() -> None:
         torch.testing.assert_close(got, want)
 
 
+def test_what_the_passes_do_is_logged() -> None:
+    """Of code that is compiled, and by the way of ``explain`` where a cache has it."""
+
+    def always(graph, inputs):
+        from test_backend import graphs
+
+        return graphs(graph, inputs)
+
+    subject = model_runs.Subject(models.WORKLOADS["mlp"], torch.device("cpu"), True)
+    one = model_runs.ModelRun(subject, "fp32", 2, 0.1, timer)
+    row = one.row("fastmm", lambda model: torch.compile(model, backend=always), None)
+    assert "failed" not in row, row["failed"]
+    assert (row["products"], row["products_taken"]) == (5, 5)
+    assert row["pass_seconds"] > 0
+    other = one.row("fastmm", model_runs.eager, None)
+    assert (other["products"], other["products_taken"]) == (5, 0)
+
+
 def test_prepacking_is_for_inference() -> None:
     inference, training = models.WORKLOADS["vit"], models.WORKLOADS["mlp"]
     assert bench_models.may_run(inference, "fp32", "prepacked")

@@ -223,11 +223,11 @@ def test_report(device, copies_win) -> None:
     assert 37 * 128 * 2 <= kept.numel() <= 256 * 128 * 2 + 4 * (37 + 2 * 33) + 2048
     assert report.total_bytes == sum(report.kept_bytes.values())
     assert report.weight_bytes["0"] == 4 * N * K
-    assert report.left_alone["4"] == "float64 is multiplied by ATen"
+    assert report.left_alone["4"] == "torch.float64 is not multiplied by fastmm's kernels"
     text = str(report)
     assert "MiB kept beside" in text
     assert "  3: another module's copy beside 0.0 MiB" in text
-    assert "  4 left alone: float64 is multiplied by ATen" in text
+    assert "  4 left alone: torch.float64 is not multiplied by" in text
     assert "fastmm precision='tf32', prepacked" in repr(model[0])
 
 
