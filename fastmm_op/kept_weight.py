@@ -1,11 +1,10 @@
 """What is asked of a weight that is packed once: its exponents along K, and whether it has changed.
 
-K is balanced by the weight alone, once.
-Column k of the weight W (N, K) is multiplied by 2**-e[k], and that of x by 2**e[k] at each call,
-which leaves x @ W.T as it is. A packed factor errs, beside its rounding, by at most 2**-38 of the
-largest in its row. With W's columns made alike, such an error of x's meets no larger a factor of W
-than x's largest does: it is small beside the largest product. So the weight can be balanced without
-asking x: whatever x's columns are scaled by, inversely to W's or not, W's are made alike.
+K is balanced by the weight W (N, K) alone: column k of it is multiplied by 2**-e[k], and that of x
+by 2**e[k] at each call, which leaves x @ W.T as it is. A packed factor errs, beside its rounding,
+by at most 2**-38 of the largest in its row. With W's columns made alike, such an error of x's meets
+no larger a factor of W than x's largest does: it is small beside the largest product. So nothing
+need be known of x: whatever its columns are scaled by, inversely to W's or not, W's are made alike.
 
 A column counts as small by what it is in every row beside that row's own largest, so rows of very
 different size, or one row of a shape of its own, move nothing. Exponents are never positive: no

@@ -38,7 +38,8 @@ class Kept:
 
     def is_current(self, weight: Tensor) -> bool:
         """Whether a module's weight, as (N, K), is still what was packed."""
-        return is_current(weight, self.source, self.version)
+        plain = not is_traceable_wrapper_subclass(weight)  # which may have no memory to ask for
+        return plain and is_current(weight, self.source, self.version)
 
     def serves(self, x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> bool:
         """Whether a module may ask for its product by the copy, which may turn out to be old."""
