@@ -1,12 +1,15 @@
 """Run the RTX 4090's kernels on a Hopper card: test them, time them, hold the model against them.
 
-    python benchmarks/ada_on_hopper.py --out DIR
+    python benchmarks/ada_on_hopper.py --out DIR [--part tests | --part times]
+    python benchmarks/ada_on_hopper.py --out DIR --merge FILE FILE    (two parts' results; no GPU)
 
 The plans are sm_89's (FASTMM_ARCH), Triton compiles them for sm_89, and the same PTX (mma.sync and
 cp.async) is assembled for sm_90: a wrapper stands in for ptxas. Kernels go to a cache of their own,
-where nothing that is meant for an Ada card gets mixed up with them. Writes ``ada_on_hopper.json``
-and ``ada_on_hopper.md``. Exit codes: 0 fine, 1 a test failed or a result was wrong, 2 bad
-arguments, or no Hopper card.
+where nothing that is meant for an Ada card gets mixed up with them. The tests part is the numerics
+and GPU tests, and an exported file by KernelBench's rules. ``ada_on_hopper.json`` and
+``ada_on_hopper.md`` are written all along, so that a run that is stopped leaves what it found.
+Exit codes: 0 fine, 1 a test failed or did not run, or a result was wrong, 2 bad arguments, or no
+Hopper card.
 """
 
 import argparse
@@ -14,17 +17,18 @@ import importlib.util
 import json
 import os
 import shlex
-import statistics
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if not __package__:
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.ada_on_hopper_report import markdown
+from benchmarks.ada_on_hopper_tests import NOT_JUDGED, NOT_RUN, judge_export, run_tests
 
 # Every bottleneck and every kernel that the suite has on the 4090.
 CASES = (
@@ -50,11 +54,9 @@ CASES = (
     "skinny/17x4097x11009-NT-bf16",
     "skinny/32x4096x11008-NT-bf16",
 )
-# The largest median error with which the model counts as right.
-TARGET = 0.12
-# Kernels that Inductor generates are not what is tested here.
-TESTS = ("tests/test_numerics.py", "tests/test_gpu.py")
-DESELECT = "not reduce_overhead and not compiled_backward"
+# Seconds for the tests, which 16 cores should need two minutes for, and for an exported file.
+TEST_SECONDS = 200
+EXPORT_SECONDS = 90
 
 
 def prepare(folder: Path) -> None:
@@ -90,44 +92,11 @@ def prepare(folder: Path) -> None:
     CudaDriver.get_current_target = lambda self: GPUTarget("cuda", 89, 32)
 
 
-def run_tests(folder: Path) -> dict:
-    """The numerics and GPU tests on these kernels, in processes of their own.
-
-    Args:
-        folder: where ``prepare`` was.
-    """
-    command = [sys.executable, "-m", "pytest", *TESTS, "-q", "-k", DESELECT]
-    command += ["-p", "benchmarks.ada_on_hopper_plugin", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist"):
-        command += ["-n", "auto"]
-    # A thread a worker: what is held against float64 on the CPU is small.
-    env = os.environ | {"ADA_ON_HOPPER": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    summary = lines[-1].strip("= ") if lines else done.stderr.strip()[-300:]
-    return {"passed": done.returncode == 0, "summary": summary, "failed": failed}
-
-
-def sm_clock(device, work) -> float:
-    """Hz at which the SMs run ``work`` after a while of it, as the driver says."""
-    import torch
-
-    from fastmm_op import machine
-
-    for _ in range(200):
-        work()
-    mhz = machine.nvidia_smi("clocks.sm")
-    torch.cuda.synchronize(device)
-    if mhz is None:
-        raise RuntimeError("nvidia-smi does not say the clock of the SMs (clocks.sm)")
-    return float(mhz) * 1e6
-
-
 def measure(case, device, timer) -> dict:
     """One case: checked, timed as a call and launch by launch, and predicted; microseconds."""
     import torch
 
+    from benchmarks.sm_clock import sm_clock
     from fastmm_op import contract, launch, matmul
     from fastmm_op.bench.gpu_model import H200
     from fastmm_op.bench.predict import compiled, forecast, run
@@ -148,7 +117,7 @@ def measure(case, device, timer) -> dict:
 
     card = replace(
         H200,
-        sms=torch.cuda.get_device_properties(device).multi_processor_count,
+        sms=sms_of(device),
         clock=sm_clock(device, lambda: matmul(a, b)),
     )
     entry["clock_mhz"] = card.clock / 1e6
@@ -178,60 +147,21 @@ def measure(case, device, timer) -> dict:
     return entry
 
 
-def error(entry: dict) -> float:
-    """Of a prediction, relative to what was measured; positive if it was too slow."""
-    return entry["predicted_us"] / entry["us"] - 1
+def seed_style(device, timer) -> dict:
+    """A kernel like the seed's, by its own code for sm_89: checked as far as it is meant to be."""
+    from benchmarks.sm_clock import sm_clock
+    from fastmm_op import launch
+    from fastmm_op.bench.gpu_model import H200
+    from fastmm_op.bench.predict_seed_style import forecast_seed_style
+    from fastmm_op.bench.seed_style import seed_style_matmul
 
-
-def medians(rows: list[dict]) -> dict[str, float]:
-    """Median absolute errors: of whole calls, and of the launches of each kernel."""
-    timed = [row for row in rows if "us" in row]
-    kernels = [kernel for row in timed for kernel in row["kernels"]]
-    found = {"calls": statistics.median(abs(error(row)) for row in timed)} if timed else {}
-    for name in dict.fromkeys(kernel["kernel"] for kernel in kernels):
-        errors = [abs(error(kernel)) for kernel in kernels if kernel["kernel"] == name]
-        found[name] = statistics.median(errors)
-    return found
-
-
-def markdown(results: dict) -> str:
-    env, tests = results["env"], results["tests"]
-    found = medians(results["rows"])
-    verdict = "no case ran"
-    if found:
-        verdict = "met" if found["calls"] < TARGET else "MISSED"
-    lines = [
-        f"# The RTX 4090's kernels on {env['gpu']}",
-        "",
-        f"`{env['command']}`, {env['date']}, commit `{env['commit'][:12]}`, torch {env['torch']}, "
-        f"Triton {env['triton']}, driver {env['driver']}.",
-        "",
-        "Plans for sm_89, compiled by Triton for sm_89, the same PTX assembled for sm_90. The "
-        "model of `fastmm_op/bench/gpu_model.py` with this card's figures, at the clock that the "
-        "driver reported under each case.",
-        "",
-        f"Tests ({', '.join(TESTS)}): {'passed' if tests['passed'] else '**FAILED**'}: "
-        f"{tests['summary']}",
-        *(f"- {line}" for line in tests["failed"]),
-        "",
-        f"Median error (target: calls below {TARGET:.0%}, {verdict}): "
-        + ", ".join(f"{name} {value:.1%}" for name, value in found.items()),
-        "",
-        "| case | plan | MHz | measured us | predicted us | error | launches: both |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    for row in results["rows"]:
-        if "failed" in row:
-            lines.append(f"| {row['case']} | {row['strategy']} | | **{row['failed']}** | | | |")
-            continue
-        kernels = ", ".join(
-            f"{k['kernel']} {k['us']:.1f} / {k['predicted_us']:.1f}" for k in row["kernels"]
-        )
-        lines.append(
-            f"| {row['case']} | {row['strategy']} | {row['clock_mhz']:.0f} | {row['us']:.1f} | "
-            f"{row['predicted_us']:.1f} | {error(row):+.0%} | {kernels} |"
-        )
-    return "\n".join(lines) + "\n"
+    case = suite()[CASES[0]]
+    a, b = case.inputs(device)
+    clock = sm_clock(device, lambda: seed_style_matmul(a, b))
+    card = replace(H200, sms=sms_of(device), clock=clock)
+    found = forecast_seed_style(case.problem(launch.device_arch(device.index)), card)
+    us = timer(lambda: seed_style_matmul(a, b), 0.3).us
+    return {"us": us, "predicted_us": 1e6 * found.seconds, "clock_mhz": clock / 1e6}
 
 
 def hopper_card() -> str | None:
@@ -263,31 +193,76 @@ def describe(argv: list[str]) -> dict:
     }
 
 
-def time_cases(results: dict, path: Path) -> None:
-    """Fill ``results["rows"]``, and write them after every case."""
+def suite() -> dict:
+    from fastmm_op.bench.cases import load_cases
+
+    return {case.name: case for case in load_cases()}
+
+
+def sms_of(device) -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def time_cases(results: dict, save: Callable[[], object]) -> None:
+    """Fill ``results["rows"]``, and save them after every case."""
     import torch
     from rich.progress import track
 
-    from fastmm_op.bench.cases import load_cases
-    from fastmm_op.bench.session import write
     from fastmm_op.timing import Timer
 
     device = torch.device("cuda", torch.cuda.current_device())
-    cases = {case.name: case for case in load_cases()}
     timer = Timer(device)
     results["rows"] = []
+    cases = suite()
     for name in track(CASES, description="timing"):
         results["rows"].append(measure(cases[name], device, timer))
         torch.cuda.empty_cache()
-        write(results, path)
+        save()
+    results["seed_style"] = seed_style(device, timer)
+
+
+def test(results: dict, folder: Path, seconds: float, save: Callable[[], object]) -> None:
+    """Fill ``results["export"]`` and ``results["tests"]``, saved all along."""
+
+    def so_far(tests: dict) -> None:
+        results["tests"] = tests
+        save()
+
+    results["export"] = judge_export(folder, EXPORT_SECONDS)
+    so_far(NOT_RUN)
+    so_far(run_tests(folder, seconds, so_far))
+
+
+def nothing() -> dict:
+    return {"env": {}, "tests": NOT_RUN, "export": NOT_JUDGED, "rows": []}
+
+
+def merged(parts: list[dict]) -> dict:
+    """Results of several runs: of each part the last that has it, with its own env."""
+    found = nothing()
+    for part in parts:
+        found["env"] |= part["env"]
+        names = {"tests": ("tests", "export"), "times": ("rows", "seed_style")}
+        for name in part["env"]:
+            found |= {key: part[key] for key in names[name] if key in part}
+    return found
 
 
 def earlier(path: Path, commit: str) -> dict:
-    """The tests and rows of an earlier run of the same commit, for runs that do a part."""
-    found = json.loads(path.read_text()) if path.exists() else {}
-    same = found.get("env", {}).get("commit") == commit
-    not_run = {"passed": False, "summary": "not run", "failed": []}
-    return found if same else {"tests": not_run, "rows": []}
+    """What earlier runs of the same commit left in a folder, for runs that do a part."""
+    found = json.loads(path.read_text()) if path.exists() else nothing()
+    if "export" not in found:  # of an older form
+        return nothing()
+    same = all(env["commit"] == commit for env in found["env"].values())
+    return found if same else nothing()
+
+
+def is_fine(results: dict) -> bool:
+    wrong = any("failed" in row for row in results["rows"])
+    states = results["tests"]["state"], results["export"]["state"]
+    return not wrong and states == ("passed", "accepted")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -298,27 +273,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--part", choices=("tests", "times"), help="only this; the other part's results are kept"
     )
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="parts' JSON files")
+    parser.add_argument("--seconds", type=float, default=TEST_SECONDS, help="for the tests")
     options = parser.parse_args(argv)
+    path = options.out / "ada_on_hopper.json"
+
+    def save() -> None:
+        from fastmm_op.bench.session import write
+
+        write(results, path)
+        path.with_suffix(".md").write_text(markdown(results))
+
+    if options.merge:
+        results = merged([json.loads(file.read_text()) for file in options.merge])
+        save()
+        return int(not is_fine(results))
     if problem := hopper_card():
         parser.error(f"needs a Hopper card (compute capability 9.0), but {problem}")
-
-    path = options.out / "ada_on_hopper.json"
     with tempfile.TemporaryDirectory(prefix="ada_on_hopper_") as folder:
         prepare(Path(folder))
         env = describe(argv)
-        results = earlier(path, env["commit"]) | {"env": env}
-        if options.part != "times":
-            results["tests"] = run_tests(Path(folder))
+        results = earlier(path, env["commit"])
+        # The cases first: should the tests take the rest of the time, these are there.
         if options.part != "tests":
-            time_cases(results, path)
-    from fastmm_op.bench.session import write
-
-    write(results, path)
-    text = markdown(results)
-    (options.out / "ada_on_hopper.md").write_text(text)
-    print(text)
-    wrong = any("failed" in row for row in results["rows"])
-    return int(wrong or not results["tests"]["passed"])
+            results["env"]["times"] = env
+            time_cases(results, save)
+            save()
+        if options.part != "times":
+            results["env"]["tests"] = env
+            test(results, Path(folder), options.seconds, save)
+    print(path.with_suffix(".md").read_text())
+    return int(not is_fine(results))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def reads_copy(layer: nn.Linear, x: torch.Tensor, precision: str) -> bool:
 
     arch, bias = launch.arch_of(x), layer.bias is not None
     problem = launch_kept.weight_problem(layer.weight, precision, arch, bias, len(x))
-    return launch_kept.reads_copy(launch.make_plan(problem))
+    return launch_kept.reads_copy(problem, launch.make_plan(problem))
 
 
 def line(row: dict) -> str:

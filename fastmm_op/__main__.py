@@ -137,6 +137,9 @@ def make_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write the plan as one Triton file; no GPU")
     add_problem(export)
     export.add_argument("--output", metavar="FILE", help="where to (default: standard output)")
+    export.add_argument(
+        "--autotune", action="store_true", help="the file tries 1 to 4 pipeline stages by itself"
+    )
     export.set_defaults(batch=1)
 
     tune = commands.add_parser("tune", help="measure choices on this GPU, keep the fastest")

@@ -22,6 +22,7 @@ class Arch:
         fp16_flops: FLOP a second of fp16 or bf16 products, fp32 accumulators.
         tf32_flops: FLOP a second of TF32 products read directly from fp32 operands.
         fp32_flops: FLOP a second of ordinary fp32 units.
+        l2_bytes: of the L2 cache.
         launch_seconds: what one more kernel in a row costs on the device.
     """
 
@@ -36,6 +37,7 @@ class Arch:
     fp16_flops: float
     tf32_flops: float
     fp32_flops: float
+    l2_bytes: float
     launch_seconds: float = 3e-6
 
 
@@ -43,9 +45,15 @@ class Arch:
 # sm_89 are published figures of the A100 and the RTX 4090: predictions, this project has measured
 # neither card.
 ARCHES = {
-    "sm_80": Arch("sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12),
-    "sm_89": Arch("sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12),
-    "sm_90": Arch("sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 70e12, 40e12),
+    "sm_80": Arch(
+        "sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12, 40e6
+    ),
+    "sm_89": Arch(
+        "sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12, 72e6
+    ),
+    "sm_90": Arch(
+        "sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 70e12, 40e12, 50e6
+    ),
 }
 
 

@@ -7,10 +7,12 @@ from math import gcd
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,
+    Epilogue,
     Operand,
     Problem,
     cdiv,
     is_aligned,
+    round_up,
 )
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
@@ -19,6 +21,11 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough.
 FEW_ROWS = 32
 LONGEST_CHAIN = 1024
+# Rows up to this many elements are packed by one program that holds them in registers.
+MAX_ROW_IN_REGISTERS = 8192
+# Columns that are packed whole by one program: beyond this, reading them twice is faster.
+MAX_COLUMN_IN_REGISTERS = 1024
+SLAB_ALIGNMENT = 64
 # Programs that may share each tile of a last, partly filled wave.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
 
@@ -49,6 +56,8 @@ class Choice:
         split: programs that share K of every tile.
         tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
             only for the Hopper kernel without a split.
+        slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
+            summed; more than 1 where that packs a long K in one read.
     """
 
     pack_a: bool
@@ -56,15 +65,28 @@ class Choice:
     tile: Tile
     split: int
     tail_split: int = 1
+    slabs: int = 1
 
+
+# What TMA and wgmma make of 16-bit operands, one part each.
+HOPPER_TILES = (
+    Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),
+    Tile("gemm_hopper", 128, 128, 64, 4, 6, 0.90),
+    Tile("gemm_hopper", 128, 64, 64, 4, 8, 0.64),
+)
+MISALIGNED_TILES = (
+    Tile("gemm", 64, 128, 32, 8, 2, 1.00),
+    Tile("gemm", 64, 64, 32, 4, 2, 0.75),
+    Tile("gemm", 32, 64, 64, 4, 2, 0.50),
+    Tile("gemm", 16, 64, 64, 4, 2, 0.30),
+    Tile("gemm", 16, 32, 128, 4, 2, 0.20),
+)
 
 # How the main loop gets its operands, and the tiles worth choosing from, largest first. What the
 # planner takes of them for the suite on sm_89 compiles without spills (tests/test_codegen.py).
 TILES = {
     ("sm_90", "16-bit"): (
-        Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),
-        Tile("gemm_hopper", 128, 128, 64, 4, 6, 0.90),
-        Tile("gemm_hopper", 128, 64, 64, 4, 8, 0.64),
+        *HOPPER_TILES,
         Tile("gemm", 128, 256, 64, 8, 3, 0.80),
         Tile("gemm", 128, 128, 64, 4, 4, 0.76),
         Tile("gemm", 64, 128, 64, 4, 4, 0.60),
@@ -111,13 +133,16 @@ TILES = {
         Tile("gemm", 32, 64, 64, 4, 3, 0.25),
         Tile("gemm", 16, 64, 64, 4, 3, 0.13),
     ),
+    ("sm_80", "misaligned 16-bit"): MISALIGNED_TILES,
+    ("sm_89", "misaligned 16-bit"): MISALIGNED_TILES,
+    # The Hopper kernel may read a misaligned A by its rows' classes.
+    ("sm_90", "misaligned 16-bit"): (*HOPPER_TILES, *MISALIGNED_TILES),
 } | {
     # Odd strides cost an address register an element: large tiles of them would spill.
     (arch, kind): tiles
-    for kind, arches, tiles in (
+    for kind, tiles in (
         (
             "fp32",
-            ("sm_80", "sm_89"),
             (
                 Tile("gemm", 64, 128, 32, 8, 3, 1.00),
                 Tile("gemm", 64, 64, 32, 4, 3, 0.80),
@@ -128,7 +153,6 @@ TILES = {
         ),
         (
             "hi and lo",
-            ("sm_80", "sm_89"),
             (
                 Tile("gemm", 128, 128, 32, 8, 3, 0.85),
                 Tile("gemm", 64, 128, 32, 4, 3, 0.75),
@@ -137,19 +161,8 @@ TILES = {
                 Tile("gemm", 16, 64, 64, 4, 3, 0.13),
             ),
         ),
-        (
-            "misaligned 16-bit",
-            ("sm_80", "sm_89", "sm_90"),
-            (
-                Tile("gemm", 64, 128, 32, 8, 2, 1.00),
-                Tile("gemm", 64, 64, 32, 4, 2, 0.75),
-                Tile("gemm", 32, 64, 64, 4, 2, 0.50),
-                Tile("gemm", 16, 64, 64, 4, 2, 0.30),
-                Tile("gemm", 16, 32, 128, 4, 2, 0.20),
-            ),
-        ),
     )
-    for arch in arches
+    for arch in ("sm_80", "sm_89")
 }
 
 
@@ -219,6 +232,37 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if deep_enough and accurate and epilogue_fits(problem, choice):
                     yield choice
                     yield from tail_splits(problem, choice)
+                    yield from in_slabs(problem, choice)
+
+
+def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
+    """The choice with K cut into slabs, if an operand is then packed in one read that was not."""
+    packs_numbers = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
+    expanded = 0 in (problem.a.k_stride, problem.b.k_stride)
+    whole_rows = problem.prepacked or problem.batch > 1
+    if not packs_numbers or whole_rows or choice.split > 1 or expanded:
+        return
+    for held in sorted({longest_row_in_registers(x) for x in (problem.a, problem.b)}):
+        if held < problem.K:
+            yield replace(choice, slabs=cdiv(problem.K, slab_k(problem.K, held)))
+
+
+def slab_k(K: int, longest: int) -> int:
+    """K of slabs that are as long as each other, but for the last, and no longer than so much."""
+    return round_up(cdiv(K, cdiv(K, longest)), SLAB_ALIGNMENT)
+
+
+def slabs_as_batch(problem: Problem, choice: Choice) -> tuple[Problem, Choice]:
+    """The product of the slabs, one a batch item, without the epilogue, and how it is computed."""
+    k = round_up(cdiv(problem.K, choice.slabs), SLAB_ALIGNMENT)
+    a, b = (replace(x, batch_stride=k * x.k_stride) for x in (problem.a, problem.b))
+    product = replace(problem, batch=choice.slabs, K=k, a=a, b=b, epilogue=Epilogue())
+    return product, replace(choice, slabs=1)
+
+
+def longest_row_in_registers(operand: Operand) -> int:
+    """How long rows may be that packing reads once: a row's scale is known after the whole row."""
+    return MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
 
 
 def chain_is_short(problem: Problem, split: int) -> bool:
@@ -233,55 +277,105 @@ def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
     tile = choice.tile
     if tile.kernel != "gemm_hopper" or choice.split > 1:
         return
-    if count_tiles(problem, tile) % problem.arch.sms == 0:
+    if count_tiles(problem, choice) % problem.arch.sms == 0:
         return
     for tail_split in TAIL_SPLITS:
-        if cdiv(problem.K, tail_split) >= 2 * tile.block_k:
-            yield replace(choice, tail_split=tail_split)
+        shared = replace(choice, tail_split=tail_split)
+        if cdiv(problem.K, tail_split) >= 2 * tile.block_k and epilogue_fits(problem, shared):
+            yield shared
 
 
-def count_tiles(problem: Problem, tile: Tile) -> int:
-    """Tiles of C, batch included."""
-    return problem.batch * cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
+def count_tiles(problem: Problem, choice: Choice) -> int:
+    """Tiles of C, batch included; the same number for each class of A's rows, if it has classes."""
+    tile, classes = choice.tile, a_classes(problem, choice)
+    tiles_m = classes * cdiv(problem.M, classes * tile.block_m)
+    return problem.batch * tiles_m * cdiv(problem.N, tile.block_n)
 
 
 def whole_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles that tail_split does not concern, the first ones: full waves, if the rest is shared."""
-    return count_tiles(problem, choice.tile) - tail_tiles(problem, choice)
+    return count_tiles(problem, choice) - tail_tiles(problem, choice)
 
 
 def tail_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles, the last ones, that tail_split programs share; 0 if none are."""
     if choice.tail_split == 1:
         return 0
-    return count_tiles(problem, choice.tile) % problem.arch.sms
+    return count_tiles(problem, choice) % problem.arch.sms
 
 
 def epilogue_fits(problem: Problem, choice: Choice) -> bool:
     """Whether the epilogue's registers fit beside the accumulator; Hopper's widest are tight.
 
-    A residual of unaligned rows takes addresses of its own, as C does.
+    A residual of unaligned rows takes addresses of its own, as C does. Where A is read by classes,
+    it leaves none to partial sums.
     """
     in_place = problem.epilogue.residual and choice.split == 1
     widest = problem.arch.wgmma and choice.tile.block_n > 128
-    return not (in_place and widest) or stores_are_aligned(problem, choice)
+    if not (in_place and widest):
+        return True
+    partial_sums = a_classes(problem, choice) > 1 and choice.tail_split > 1
+    return stores_are_aligned(problem, choice) and not partial_sums
 
 
 def hopper_can_run(problem: Problem, pack_a: bool, pack_b: bool) -> bool:
-    """Whether TMA descriptors can hold the operands that are not packed."""
+    """Whether TMA descriptors can hold the operands that are not packed.
+
+    A may be misaligned if it can be read by row classes.
+    """
     sizes = (problem.batch, problem.M, problem.N, problem.K)
     return (
         problem.arch.tma
-        and max(sizes) < 2**31 - 256
-        and (pack_a or tma_can_read(problem.a, problem.M, problem.K))
-        and (pack_b or tma_can_read(problem.b, problem.N, problem.K))
+        and max(sizes) < 2**31 - 2048  # where a tile that is not all inside ends: 32 bits
+        and (pack_b or tma_can_read(problem.b, problem.dtype, problem.N, problem.K))
+        and (
+            pack_a
+            or tma_can_read(problem.a, problem.dtype, problem.M, problem.K)
+            or (not pack_b and a_has_classes(problem))
+        )
     )
 
 
-def tma_can_read(operand: Operand, rows: int, k: int) -> bool:
+def tma_can_read(operand: Operand, dtype: str, rows: int, k: int) -> bool:
     """An aligned operand that is not expanded along its rows or K, strides within TMA's 40 bits."""
+    if not is_aligned(operand, dtype):
+        return False
     expanded = (operand.row_stride == 0 and rows > 1) or (operand.k_stride == 0 and k > 1)
     return not expanded and max(operand.batch_stride, operand.row_stride, operand.k_stride) < 2**38
+
+
+def classes_of(row_bytes: int) -> int:
+    """How many rows in a row start at different addresses modulo 16, if they are so long."""
+    return COPY_BYTES // gcd(COPY_BYTES, row_bytes)
+
+
+def a_has_classes(problem: Problem) -> bool:
+    """Whether the Hopper kernel can read a misaligned A as it is, by classes of its rows.
+
+    A: of 16 bits, K-major, one batch item, at an aligned address; rows enough that every class has
+    a whole tile; TMA's coordinates, 32 bits, reach along a row of every class. B: N-major, for its
+    K is moved with A's. C: aligned, its rows are stored as far apart as A's are.
+    """
+    a, b, tile = problem.a, problem.b, HOPPER_TILES[0]
+    if problem.dtype == "fp32" or problem.batch > 1 or a.k_stride != 1 or b.row_stride != 1:
+        return False
+    classes = classes_of(a.row_stride * ITEMSIZE[problem.dtype])
+    return (
+        classes > 1
+        and a.pointer_alignment == COPY_BYTES
+        and a.row_stride >= problem.K
+        and classes * (a.row_stride + tile.block_k) < 2**31
+        and classes * tile.block_m <= problem.M
+        and problem.N * ITEMSIZE[problem.dtype] % COPY_BYTES == 0
+    )
+
+
+def a_classes(problem: Problem, choice: Choice) -> int:
+    """How many classes of equally misaligned rows A is read in, or 1."""
+    by_classes = choice.tile.kernel == "gemm_hopper" and not choice.pack_a
+    if not by_classes or is_aligned(problem.a, problem.dtype):
+        return 1
+    return classes_of(problem.a.row_stride * ITEMSIZE[problem.dtype])
 
 
 def row_classes(problem: Problem, choice: Choice) -> int:
@@ -292,8 +386,7 @@ def row_classes(problem: Problem, choice: Choice) -> int:
     """
     if choice.tile.kernel != "gemm_hopper" or problem.batch > 1 or choice.split > 1:
         return 1
-    row_bytes = problem.N * ITEMSIZE[problem.dtype]
-    classes = COPY_BYTES // gcd(COPY_BYTES, row_bytes)
+    classes = classes_of(problem.N * ITEMSIZE[problem.dtype])
     k_major = (choice.pack_a or problem.a.k_major) and choice.pack_b
     elements = COPY_BYTES // ITEMSIZE[problem.dtype]
     fits = choice.tile.block_m * classes <= problem.M and elements <= problem.N

@@ -4,6 +4,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Resources:
         opcodes: machine instructions, name (with modifiers) -> count.
         main_loop: those of the loop that is densest in matrix instructions or, if none has any, of
             the longest loop; empty in a kernel without loops.
+        detours: those, outside of it, on the longer side of branches of which one side is executed.
     """
 
     registers: int
@@ -38,6 +40,7 @@ class Resources:
     shared_memory: int
     opcodes: dict[str, int]
     main_loop: dict[str, int]
+    detours: dict[str, int]
 
     def count(self, prefix: str) -> int:
         """How many instructions have a name that starts with ``prefix``."""
@@ -54,7 +57,13 @@ def compile_launch(problem: Problem, step: Launch) -> CompiledKernel:
     Raises:
         RuntimeError: in a process that interprets kernels (TRITON_INTERPRET=1).
     """
-    function = KERNELS[step.kernel]
+    return compile_kernel(KERNELS[step.kernel], problem, step)
+
+
+def compile_kernel(
+    function: triton.JITFunction | GluonJITFunction, problem: Problem, step: Launch
+) -> CompiledKernel:
+    """The same for a kernel that no plan launches; ``step`` says what it is launched with."""
     if not hasattr(function, "signature"):
         raise RuntimeError("codegen needs compiled kernels, but TRITON_INTERPRET is set")
     signature, constants, attributes = {}, {}, {}
@@ -101,17 +110,32 @@ def resources(kernel: CompiledKernel) -> Resources:
         file.flush()
         usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
         assembly = run_tool("nvdisasm", "-c", file.name)
-    program, loops = read_assembly(assembly)
+    program, loops, sides = read_assembly(assembly)
     opcodes = Counter(program)
     spills = sum(n for name, n in opcodes.items() if name.split(".")[0] in ("LDL", "STL"))
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
     # The padding after a program's end is a jump to itself.
-    bodies = [Counter(program[first:last]) for first, last in loops if last - first > 2]
+    loops = [loop for loop in loops if len(loop) > 2]
     # The densest: of nested loops the inner one.
-    main = max(
-        bodies, key=lambda body: (count(body, MMA) / body.total(), body.total()), default=Counter()
+    main = max(loops, key=lambda loop: density(opcodes_of(program, loop)), default=range(0))
+    detours = {i for side in sides if not set(side) & set(main) for i in side}
+    return Resources(
+        registers,
+        spills,
+        kernel.metadata.shared,
+        dict(opcodes),
+        dict(opcodes_of(program, main)),
+        dict(opcodes_of(program, sorted(detours))),
     )
-    return Resources(registers, spills, kernel.metadata.shared, dict(opcodes), dict(main))
+
+
+def opcodes_of(program: list[str], positions: Iterable[int]) -> Counter[str]:
+    return Counter(program[i] for i in positions)
+
+
+def density(body: Counter[str]) -> tuple[float, int]:
+    """The share of matrix instructions in a loop, and its length."""
+    return count(body, MMA) / body.total(), body.total()
 
 
 MMA = ("HMMA", "HGMMA")
@@ -122,23 +146,31 @@ def count(opcodes: dict[str, int], prefix: str | tuple[str, ...]) -> int:
     return sum(n for name, n in opcodes.items() if name.startswith(prefix))
 
 
-def read_assembly(assembly: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """The instruction names of nvdisasm's text, and the ranges of them that are loops.
+def read_assembly(assembly: str) -> tuple[list[str], list[range], list[range]]:
+    """The instruction names of nvdisasm's text, the loops, and the longer sides of branches.
 
-    A loop is what lies between a label and a later branch back to it.
+    A loop is what lies between a label and a later branch back to it. A branch has two sides if
+    the first one ends with a jump past the second.
     """
     program: list[str] = []
     labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
+    branches: list[tuple[int, str, bool]] = []
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label.group(1)] = len(program)
         elif instruction := INSTRUCTION.match(line):
+            if target := re.search(r"BRA.*`\((\.L_\w+)\)", line):
+                branches.append((len(program), target.group(1), "@" in line))
             program.append(instruction.group(1))
-            target = re.search(r"BRA.*`\((\.L_\w+)\)", line)
-            if target and target.group(1) in labels:
-                loops.append((labels[target.group(1)], len(program)))
-    return program, loops
+    found = [(at, labels[label], conditional) for at, label, conditional in branches]
+    loops = [range(target, at + 1) for at, target, _ in found if target <= at]
+    jumps = {at + 1: target for at, target, conditional in found if target > at and not conditional}
+    longer = [
+        max(range(at + 1, target), range(target, jumps[target]), key=len)
+        for at, target, conditional in found
+        if conditional and target > at and target in jumps
+    ]
+    return program, loops, longer
 
 
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")

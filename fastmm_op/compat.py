@@ -20,6 +20,24 @@ except ImportError:
 
 
 try:
+    from torch._C import _cuda_getDevice as current_device
+except ImportError:  # a torch without CUDA
+    current_device = torch.cuda.current_device
+
+try:
+    # (size, stride, dtype), tuples: what Inductor's graphs allocate by. It parses little and goes
+    # past the dispatcher.
+    from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided_cuda
+except ImportError:
+
+    def empty_strided_cuda(
+        size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """A new tensor of uninitialised memory on the current CUDA device."""
+        return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+
+
+try:
     from torch._C import (
         _get_tracing_state,
         _is_torch_function_mode_enabled,
@@ -92,7 +110,7 @@ def takes_short_path(a: Tensor, b: Tensor, *others: Tensor | None) -> bool:
         and not b.is_neg()
         and not a._is_zerotensor()
         and not b._is_zerotensor()
-        and all(x is None or _is_ordinary(x) for x in others)
+        and (not others or all(x is None or _is_ordinary(x) for x in others))
     )
 
 

@@ -2,8 +2,10 @@
 
 from fastmm_op.choices import (
     Choice,
+    a_classes,
     count_tiles,
     gemv_matrix,
+    slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
     uses_wgmma,
@@ -25,7 +27,7 @@ STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (5.0, 5.0), "bf16": (5.0, 5.0)}
+MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
 # Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
 PACK_BANDWIDTH = 0.85
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
@@ -45,8 +47,9 @@ SPLIT_SECTORS_RATE = 0.8
 # Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
 BALANCE_BANDWIDTH = 0.35
-# Programs an SM that keep enough loads in flight to reach the memory's bandwidth.
-GEMM_PROGRAMS = 1.25
+# Programs an SM that keep enough loads in flight to reach the memory's bandwidth: of the persistent
+# kernel, of others, and of those that load element by element.
+HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
 GEMV_PROGRAMS = 5
 # The GEMV kernel: its share of a copy's bandwidth, and how much longer loads of one element take.
 GEMV_BANDWIDTH = 0.85
@@ -56,6 +59,9 @@ GEMV_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
 def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch."""
     launch = problem.arch.launch_seconds
+    if choice.slabs > 1:
+        summed = launch + reduce_seconds(problem, choice.slabs)
+        return estimate(*slabs_as_batch(problem, choice)) + summed
     seconds = launch
     if choice.tile.kernel == "gemv":
         seconds += gemv_seconds(problem, choice)
@@ -65,7 +71,7 @@ def estimate(problem: Problem, choice: Choice) -> float:
         seconds += pack_seconds(problem, "b") if choice.pack_b and not problem.prepacked else 0.0
         seconds += gemm_seconds(problem, choice)
     if choice.split > 1:
-        seconds += launch + reduce_seconds(problem, choice)
+        seconds += launch + reduce_seconds(problem, choice.split)
     if choice.tail_split > 1:
         seconds += launch + reduce_tail_seconds(problem, choice)
     return seconds
@@ -126,7 +132,7 @@ def tail_depth(problem: Problem, choice: Choice) -> int:
 
 def tail_share(problem: Problem, choice: Choice) -> float:
     """The part of C in shared tiles."""
-    return tail_tiles(problem, choice) / count_tiles(problem, choice.tile)
+    return tail_tiles(problem, choice) / count_tiles(problem, choice)
 
 
 def tail_bytes(problem: Problem, choice: Choice) -> int:
@@ -142,7 +148,7 @@ def rate(problem: Problem, choice: Choice) -> float:
     if problem.dtype == "fp32" and not choice.pack_a:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
     for operand, packed in operands(problem, choice):
-        if read_misaligned(problem, operand, packed):
+        if read_misaligned(problem, choice, operand, packed):
             return best * MISALIGNED_RATE[problem.dtype]
         tma = choice.tile.kernel == "gemm_hopper" and not packed
         if tma and not starts_in_sectors(operand, problem.dtype):
@@ -153,17 +159,19 @@ def rate(problem: Problem, choice: Choice) -> float:
 def read_seconds(problem: Problem, choice: Choice) -> float:
     """Operands, each read once; a few programs reach only their share of the bandwidth."""
     moved = 0.0
+    wanted = HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else GEMM_PROGRAMS
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
     ):
         size = 2 * problem.parts if packed else ITEMSIZE[problem.dtype]
         penalty = 1.0
-        if read_misaligned(problem, operand, packed):
+        if read_misaligned(problem, choice, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]
+            wanted = MISALIGNED_PROGRAMS
         moved += problem.batch * rows * problem.K * size * penalty
     programs = whole_tiles(problem, choice) * choice.split
     programs += tail_tiles(problem, choice) * choice.tail_split
-    share = min(1.0, programs / (GEMM_PROGRAMS * problem.arch.sms))
+    share = min(1.0, programs / (wanted * problem.arch.sms))
     return moved / (problem.arch.bandwidth * share)
 
 
@@ -171,8 +179,10 @@ def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ..
     return (problem.a, choice.pack_a), (problem.b, choice.pack_b)
 
 
-def read_misaligned(problem: Problem, operand: Operand, packed: bool) -> bool:
-    return not packed and not is_aligned(operand, problem.dtype)
+def read_misaligned(problem: Problem, choice: Choice, operand: Operand, packed: bool) -> bool:
+    """Whether elements of an operand are copied one by one."""
+    by_tma = operand is problem.a and a_classes(problem, choice) > 1
+    return not packed and not by_tma and not is_aligned(operand, problem.dtype)
 
 
 def store_seconds(problem: Problem, choice: Choice) -> float:
@@ -194,9 +204,9 @@ def store_seconds(problem: Problem, choice: Choice) -> float:
     return seconds
 
 
-def reduce_seconds(problem: Problem, choice: Choice) -> float:
+def reduce_seconds(problem: Problem, splits: int) -> float:
     """The partial sums of split-K and the residual read, C written."""
-    size = 4 * choice.split + ITEMSIZE[problem.dtype]
+    size = 4 * splits + ITEMSIZE[problem.dtype]
     seconds = problem.batch * problem.M * problem.N * size / problem.arch.bandwidth
     return seconds + residual_seconds(problem)
 

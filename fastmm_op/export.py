@@ -13,6 +13,7 @@ from fastmm_op.estimate import estimate
 from fastmm_op.kernel_source import Definition, with_dependencies
 from fastmm_op.plan import reasons, write_plan
 from fastmm_op.problem import Problem, runs_along_k
+from fastmm_op.search import STAGES, other_stages
 from fastmm_op.wrapper_source import LINE, TORCH_DTYPES, Wrapper, symbolic
 
 IMPORTS = """\
@@ -78,6 +79,14 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 {launches}
     return c'''
 
+# Run again whenever a size is new: a pipeline as deep as is best changes no bits.
+AUTOTUNE = """\
+@triton.autotune(
+    configs=[triton.Config({{}}, num_warps={warps}, num_stages=n) for n in {stages}],
+    key=["M", "N", "K"],
+)
+"""
+
 MODEL = '''\
 class ModelNew(nn.Module):
     """``ModelNew()(A, B)`` is the product of A (M, K) and B (K, N); see matmul."""
@@ -95,10 +104,30 @@ def exported_problem(problem: Problem) -> Problem:
 def exported_choice(problem: Problem) -> Choice:
     """The best choice, by the model, among those of plain Triton kernels."""
     problem = exported_problem(problem)
-    return min(choices(problem), key=lambda choice: estimate(problem, choice))
+    whole = (choice for choice in choices(problem) if choice.slabs == 1)
+    return min(whole, key=lambda choice: estimate(problem, choice))
 
 
-def export(problem: Problem, command: str, version: str, choice: Choice | None = None) -> str:
+def tuned_stages(problem: Problem, choice: Choice) -> tuple[int, ...]:
+    """The numbers of pipeline stages, 1 to 4, with which the choice's GEMM fits shared memory.
+
+    Raises:
+        ValueError: it has no pipeline.
+    """
+    if choice.tile.kernel != "gemm":
+        raise ValueError("nothing to autotune: a one-wide product has no pipeline")
+    problem = exported_problem(problem)
+    deep = [*other_stages(problem, choice, STAGES), choice]
+    return tuple(sorted({c.tile.num_stages for c in deep} & set(STAGES)))
+
+
+def export(
+    problem: Problem,
+    command: str,
+    version: str,
+    choice: Choice | None = None,
+    autotune: bool = False,
+) -> str:
     """The text of a file that computes the problem, and others that its constants fit.
 
     Args:
@@ -106,9 +135,10 @@ def export(problem: Problem, command: str, version: str, choice: Choice | None =
         command: what makes this text, for the header.
         version: this package's.
         choice: one of ``choices(exported_problem(problem))``; ``exported_choice`` if None.
+        autotune: the file's GEMM tries 1 to 4 pipeline stages at its first call of each size.
 
     Raises:
-        ValueError: a batch, or a size of zero: there is nothing to launch.
+        ValueError: a batch, or a size of zero: there is nothing to launch; or nothing to autotune.
         LookupError: the kernels use something that such a file cannot hold.
     """
     if problem.batch != 1:
@@ -119,8 +149,15 @@ def export(problem: Problem, command: str, version: str, choice: Choice | None =
         )
     choice = choice or exported_choice(problem)
     variables = symbolic(exported_problem(problem))
-    wrapper = Wrapper(variables, write_plan(variables, choice))
+    tuned = frozenset({"gemm"} if autotune else ())
+    wrapper = Wrapper(variables, write_plan(variables, choice), tuned)
     definitions = with_dependencies(wrapper.kernels.values())
+    if autotune:
+        stages = tuned_stages(problem, choice)
+        decorator = AUTOTUNE.format(warps=choice.tile.num_warps, stages=stages)
+        definitions = [
+            decorated(x, decorator) if x.name == "gemm_kernel" else x for x in definitions
+        ]
     parts = [
         header(problem, choice, command, version) + IMPORTS,
         kernels_text(definitions),
@@ -154,6 +191,13 @@ def header(problem: Problem, choice: Choice, command: str, version: str) -> str:
         lines.append("- chosen among plain Triton kernels; fastmm_op itself may take one in Gluon")
     lines += ["", "Copyright (c) The fastmm authors. SPDX-License-Identifier: BSD-3-Clause"]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def decorated(definition: Definition, decorator: str) -> Definition:
+    """A kernel with one decorator more, the outermost."""
+    return replace(
+        definition, text=definition.text.replace("@triton.jit", f"{decorator}@triton.jit")
+    )
 
 
 def kernels_text(definitions: list[Definition]) -> str:

@@ -68,14 +68,19 @@ def keep(problem: Problem) -> Keeping:
     tiles = TILES[problem.arch.name, operand_kind(problem, True, True)]
     widest = max(round_up(problem.N, tile.block_n) for tile in tiles) - problem.N
     slack = max(0, widest - wrap)
-    operand, packing = pack_operand(problem, "b", balance, slack, wrap, KEPT_ALIGNMENT, kept)
+    operand, packing = pack_operand(
+        problem, "b", balance, slack, wrap, KEPT_ALIGNMENT, problem.K, kept
+    )
     return Keeping(operand, balance, (*launches, *packing), kept.size, workspace.size)
 
 
-def kept_balance(problem: Problem, workspace: Workspace) -> tuple[Balance, Launch | None]:
+def kept_balance(
+    problem: Problem, k_total: int, workspace: Workspace
+) -> tuple[Balance, Launch | None]:
     """By what A is packed beside a kept B, and the launch that prepares its maxima, if it has any.
 
-    As ``packing.balance_operands``, whose exponents are made at each call.
+    As ``packing.balance_operands``, whose exponents are made at each call. k_total is K: a kept B
+    is of one batch item.
     """
     balance = keep(problem).balance
     if packing_passes(problem, "a") == 1:

@@ -7,7 +7,6 @@ addresses.
 Nothing here synchronises with the host.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,13 +16,15 @@ from torch import Tensor
 
 from fastmm_op import aten, cache, contract
 from fastmm_op.arch import ARCHES, Arch
-from fastmm_op.compat import current_raw_stream
+from fastmm_op.compat import current_device, current_raw_stream, empty_strided_cuda
 from fastmm_op.kernels import balance, gemm, gemv, pack, reduce_tail
 from fastmm_op.kernels.common import INTERPRETED
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
+from fastmm_op.starting import CompiledLaunch
+from fastmm_op.triton_compat import compile_together, hooks_installed
 
 KERNELS = {
     "balance": balance.balance_kernel,
@@ -108,7 +109,7 @@ def run_plan(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     packed_b: Tensor | None = None,
-) -> list["CompiledLaunch | None"]:
+) -> list[CompiledLaunch | None]:
     """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
 
     Args:
@@ -130,7 +131,7 @@ def run_launches(
     workspace_bytes: int,
     buffers: dict[str, Tensor | None],
     device: torch.device,
-) -> list["CompiledLaunch | None"]:
+) -> list[CompiledLaunch | None]:
     """As ``run_plan``, with all buffers but the workspace by their names in ``Pointer``."""
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
     in_bytes = {"workspace": workspace, "packed_b": buffers.get("packed_b")}
@@ -146,54 +147,22 @@ def run_launches(
             return buffers[arg.buffer]
         return arg
 
-    started = []
-    for step in launches:
-        grid = (step.grid, 1, 1)
-        args = [resolve(arg) for arg in step.args]
-        compiled = KERNELS[step.kernel][grid](
-            *args, **step.constexprs, num_warps=step.num_warps, num_stages=step.num_stages
+    kernels = [
+        (
+            KERNELS[step.kernel],
+            (step.grid, 1, 1),
+            [resolve(arg) for arg in step.args],
+            {**step.constexprs, "num_warps": step.num_warps, "num_stages": step.num_stages},
         )
-        started.append(CompiledLaunch(compiled[grid], step, args) if compiled else None)
+        for step in launches
+    ]
+    if not INTERPRETED:
+        compile_together(kernels)
+    started = []
+    for step, (kernel, grid, args, options) in zip(launches, kernels, strict=True):
+        compiled = kernel[grid](*args, **options)
+        started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
-
-
-class Address:
-    """Stands for a tensor in a TMA descriptor, of which Triton's launcher asks only this."""
-
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
-class CompiledLaunch:
-    """A compiled kernel with all its arguments but the addresses.
-
-    Calling it skips what Triton's launcher does to find the kernel again: about half its time.
-    """
-
-    def __init__(self, start: Callable, step: Launch, args: list) -> None:
-        self.start = start
-        self.template = [*args, *step.constexprs.values()]
-        self.pointers = []
-        self.descriptors = []
-        for i, arg in enumerate(step.args):
-            if isinstance(arg, Pointer):
-                self.template[i] = None
-                self.pointers.append((i, arg.buffer, arg.offset))
-            elif isinstance(arg, Descriptor):
-                self.template[i].base = None
-                self.descriptors.append((i, arg.pointer.buffer, arg.pointer.offset))
-
-    def __call__(self, addresses: dict[str, int], stream: int) -> None:
-        args = self.template.copy()
-        for i, buffer, offset in self.pointers:
-            args[i] = addresses[buffer] + offset
-        for i, buffer, offset in self.descriptors:
-            args[i] = copy.copy(args[i])
-            args[i].base = Address(addresses[buffer] + offset)
-        self.start(*args, stream=stream)
 
 
 class Call:
@@ -212,15 +181,19 @@ class Call:
         epilogue: Epilogue = NO_EPILOGUE,
         plan: Plan | None = None,
     ) -> None:
-        self.out_shape = contract.result_shape(a, b)
+        self.out_shape = tuple(contract.result_shape(a, b))
+        self.out_strides = contiguous_strides(self.out_shape)
         self.dtype = a.dtype
         self.device = a.device
+        self.device_index = a.get_device()  # -1: a CPU's, where kernels are interpreted
         self.precision = precision
         self.arch = arch
         self.epilogue = epilogue
         self.is_matrix_product = a.dim() == 2 and b.dim() == 2
+        self.fold_copies = False  # kernels are given addresses: a fold into views changes none
         self.plan = plan
         self.kernels: list[CompiledLaunch] | None = None
+        self.fastest: list[Callable] = []
 
     def __call__(
         self,
@@ -230,7 +203,7 @@ class Call:
         residual: Tensor | None = None,
         packed_b: Tensor | None = None,
     ) -> Tensor:
-        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
+        if self.device_index < 0 or self.device_index == current_device():
             return self.run(a, b, bias, residual, packed_b)
         with torch.cuda.device(self.device):
             return self.run(a, b, bias, residual, packed_b)
@@ -243,12 +216,13 @@ class Call:
         residual: Tensor | None,
         packed_b: Tensor | None,
     ) -> Tensor:
-        if not self.is_matrix_product:
-            a, b = contract.fold(a, b)
-        out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
         if self.kernels is None:
+            out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
             self.first_run(a, b, out, bias, residual, packed_b)
             return out
+        if self.fold_copies:
+            a, b = contract.fold(a, b)
+        out = empty_strided_cuda(self.out_shape, self.out_strides, self.dtype)
         addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
         if bias is not None:
             addresses["bias"] = bias.data_ptr()
@@ -257,13 +231,11 @@ class Call:
         if packed_b is not None:
             addresses["packed_b"] = packed_b.data_ptr()
         if self.plan.workspace_bytes:
-            workspace = torch.empty(
-                self.plan.workspace_bytes, dtype=torch.uint8, device=self.device
-            )
+            workspace = empty_strided_cuda((self.plan.workspace_bytes,), (1,), torch.uint8)
             addresses["workspace"] = workspace.data_ptr()
-        stream = current_raw_stream(self.device.index)
-        for kernel in self.kernels:
-            kernel(addresses, stream)
+        stream = current_raw_stream(self.device_index)
+        for start in self.kernels if hooks_installed() else self.fastest:
+            start(addresses, stream)
         return out
 
     def first_run(
@@ -275,8 +247,12 @@ class Call:
         residual: Tensor | None,
         packed_b: Tensor | None,
     ) -> None:
+        before = a.data_ptr(), b.data_ptr()
         if self.is_matrix_product:
             a, b = a.unsqueeze(0), b.unsqueeze(0)
+        else:
+            a, b = contract.fold(a, b)
+        self.fold_copies = (a.data_ptr(), b.data_ptr()) != before
         if self.plan is None:
             problem = describe(a, b, self.precision, self.arch, self.epilogue)
             self.plan = plan_for(problem, a.get_device())
@@ -285,7 +261,18 @@ class Call:
             return
         started = run_plan(self.plan, a, b, out, bias, residual, packed_b)
         if None not in started:
+            self.fastest = [kernel.fastest for kernel in started]
             self.kernels = started
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """In elements, of a contiguous tensor that is not empty."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
 
 
 _calls: dict[tuple, Callable] = {}

@@ -11,6 +11,7 @@ from fastmm_op import contract, launch
 from fastmm_op.arch import Arch
 from fastmm_op.kept import Keeping, keep
 from fastmm_op.kept_weight import column_exponents, is_current
+from fastmm_op.launches import Plan
 from fastmm_op.packing import BALANCE_BLOCK
 from fastmm_op.plan import make_plan
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem, cdiv
@@ -31,12 +32,17 @@ def weight_problem(weight: Tensor, precision: str, arch: Arch, bias: bool, rows:
 def rows_served(weight: Tensor, precision: str, arch: Arch, bias: bool) -> list[int]:
     """Those of ROWS for which the planner would read a packed copy of the weight."""
     problems = (weight_problem(weight, precision, arch, bias, rows) for rows in ROWS)
-    plans = {problem.M: make_plan(problem) for problem in problems}
-    return [rows for rows, plan in plans.items() if reads_copy(plan)]
+    return [problem.M for problem in problems if reads_copy(problem, make_plan(problem))]
 
 
-def reads_copy(plan: launch.Plan) -> bool:
-    return plan.choice is not None and plan.choice.pack_b
+def reads_copy(problem: Problem, plan: Plan) -> bool:
+    """Whether a prepacked problem's plan reads the copy, and is to be preferred to the plain op's.
+
+    That one may pack a long K in slabs, which a copy is not made of.
+    """
+    if plan.choice is None or not plan.choice.pack_b:
+        return False
+    return plan.seconds <= make_plan(replace(problem, prepacked=False)).seconds
 
 
 def pack_weight(weight: Tensor, precision: str, arch: Arch) -> Tensor:
@@ -120,7 +126,7 @@ def prepacked_call(
     epilogue = Epilogue(bias=bias is not None)
     problem = replace(launch.describe(a, b, precision, arch, epilogue), prepacked=True)
     plan = launch.plan_for(problem, x.get_device())
-    if not reads_copy(plan):
+    if not reads_copy(problem, plan):
         return plain
     expected = keep(problem).kept_bytes
     torch._check(

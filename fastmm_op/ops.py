@@ -6,7 +6,7 @@ Schema, CUDA, CPU, rejected layouts, fake, autograd, vmap, autocast, FLOP count.
 
 import importlib.util
 import os
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -29,10 +29,15 @@ INTERPRETED = HAVE_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in
 # Implementations. Kernels are imported by the first call that needs them, not by importing this.
 
 
-def _triton_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+@cache  # an import statement in each call takes ten times as long
+def _launch():
     from fastmm_op import launch
 
-    return launch.matmul(a, b, precision)
+    return launch
+
+
+def _triton_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
+    return _launch().matmul(a, b, precision)
 
 
 def _aten_impl(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:

@@ -8,7 +8,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fastmm_op import aten, contract
 from fastmm_op.derivative import linear_gradients
-from fastmm_op.ops import HAVE_TRITON, INTERPRETED, REJECTED, _lib, _matmul, autocast_operand
+from fastmm_op.ops import (
+    HAVE_TRITON,
+    INTERPRETED,
+    REJECTED,
+    _launch,
+    _lib,
+    _matmul,
+    autocast_operand,
+)
 
 # The residual is not keyword-only, as it is in Python: PyTorch derives no autograd or vmap for
 # tensors that are.
@@ -29,9 +37,7 @@ def _triton_impl(
     activation: str = "none",
     precision: str = "tf32",
 ) -> Tensor:
-    from fastmm_op import launch
-
-    return launch.linear(x, weight, bias, residual, activation, precision)
+    return _launch().linear(x, weight, bias, residual, activation, precision)
 
 
 def _aten_impl(

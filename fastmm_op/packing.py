@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
+from fastmm_op.choices import longest_row_in_registers
 from fastmm_op.launches import Launch, Pointer, Workspace
 from fastmm_op.problem import Problem, cdiv, next_power_of_two, round_up, runs_along_k
 
 # Packed rows are a whole number of GEMM K-blocks, so no K tail is left to mask.
 PACK_ALIGNMENT = 64
-# Rows up to this many elements are packed by one program that holds them in registers.
-MAX_ROW_IN_REGISTERS = 8192
-# Columns that are packed whole by one program: beyond this, reading them twice is faster.
-MAX_COLUMN_IN_REGISTERS = 1024
 # What a program reads that finds maxima, (rows, K), of operands that are K-major and others.
 ROW_MAX_BLOCKS = {True: (16, 512), False: (128, 64)}
 # Of K, a program that balances the operands looks at so much.
@@ -58,10 +55,13 @@ class Balance:
     maxima: dict[str, Pointer | None]
 
 
-def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, Launch]:
+def balance_operands(
+    problem: Problem, k_total: int, workspace: Workspace
+) -> tuple[Balance, Launch]:
     """The launch that balances K, and where it leaves its exponents.
 
-    Batch items that share an operand, which is packed once, share the exponents too.
+    Batch items that share an operand, which is packed once, share the exponents too. k_total: as
+    for ``pack_operand``.
     """
     a, b = problem.a, problem.b
     groups = balance_groups(problem)
@@ -83,7 +83,7 @@ def balance_operands(problem: Problem, workspace: Workspace) -> tuple[Balance, L
         groups * blocks,
         (Pointer("a", problem.dtype), Pointer("b", problem.dtype))
         + (*balance.k_exp.values(), balance.moved, *balance.maxima.values())
-        + (problem.M, problem.N, problem.K, problem.batch // groups, *counts.values())
+        + (problem.M, problem.N, problem.K, k_total, problem.batch // groups, *counts.values())
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride),
         {"BLOCK_K": BALANCE_BLOCK},
@@ -113,8 +113,7 @@ def packed_items(problem: Problem, buffer: str) -> int:
 def packing_passes(problem: Problem, buffer: str) -> int:
     """How often packing reads the operand: a row's scale is known only after the whole row."""
     operand = problem.a if buffer == "a" else problem.b
-    held = MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
-    in_registers = held >= problem.K
+    in_registers = longest_row_in_registers(operand) >= problem.K
     return 1 if problem.dtype != "fp32" or in_registers else 2
 
 
@@ -130,6 +129,7 @@ def pack_operand(
     slack_rows: int,
     wrap: int,
     alignment: int,
+    k_total: int,
     workspace: Workspace,
 ) -> tuple[GemmOperand, list[Launch]]:
     """The launches that pack one operand into the workspace, and where they leave it.
@@ -140,6 +140,7 @@ def pack_operand(
         slack_rows: rows past the end that the GEMM may read (and never uses).
         wrap: rows past the end that repeat the first ones; for a single batch item only.
         alignment: the packed pitch is a multiple of this many elements.
+        k_total: of all batch items together; slabs of one K may end with a shorter one.
     """
     operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
     batch = packed_items(problem, buffer)
@@ -157,7 +158,7 @@ def pack_operand(
         balance_strides = (balance.k_exp_stride, balance.moved_stride)
     source = Pointer(buffer, problem.dtype)
     strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
-    sizes = (rows, problem.K, wrap)
+    sizes = (rows, problem.K, k_total, wrap)
     launches = []
 
     def blocks_of(block_r: int, block_k: int) -> dict[str, int | bool]:
@@ -187,7 +188,8 @@ def pack_operand(
                 Launch(
                     "row_max",
                     batch * cdiv(rows, block_r) * cdiv(problem.K, block_k),
-                    (source, maxima, k_exp, moved, rows, problem.K, *strides, *balance_strides),
+                    (source, maxima, k_exp, moved, rows, problem.K, k_total)
+                    + (*strides, *balance_strides),
                     blocks_of(block_r, block_k),
                     num_warps=8,
                 )

@@ -10,11 +10,13 @@ from functools import lru_cache
 from fastmm_op.choices import (
     Choice,
     Tile,
+    a_classes,
     choices,
     count_tiles,
     ring_slot,
     row_classes,
     shared_memory,
+    slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
     whole_tiles,
@@ -45,10 +47,8 @@ from fastmm_op.problem import (
     next_power_of_two,
     round_up,
 )
+from fastmm_op.tile_order import group_m
 
-# Rows of tiles that are walked together, so that L2 keeps their operands. For the persistent kernel
-# 4, 8 and 16 differ by no more than runs do (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
-GROUP_M = {"gemm": 8, "gemm_hopper": 4}
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
 # The sum over splits: partial sums of one element that a program reads at once, and all it reads.
@@ -70,19 +70,48 @@ def make_plan(problem: Problem) -> Plan:
 def write_plan(problem: Problem, choice: Choice) -> Plan:
     """A choice as launches: packing, the GEMM, and the sum over splits where there are any.
 
-    Splits are those of every tile or of the last ones (the tail).
+    Splits are those of every tile or of the last ones (the tail), or slabs of K.
     """
     workspace = Workspace()
+    c = Pointer("c", problem.dtype)
+    if choice.slabs > 1:
+        partial = workspace.take(choice.slabs * problem.M * problem.N, "fp32")
+        product = slabs_as_batch(problem, choice)
+        launches = product_launches(*product, partial, problem.K, workspace)
+        launches.append(reduce_launch(problem, choice.slabs, None, None, partial, c))
+    else:
+        k_total = problem.batch * problem.K
+        launches = product_launches(problem, choice, c, k_total, workspace)
+    strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
+    strategy += "+slabs" if choice.slabs > 1 else ""
+    strategy += "+split" if choice.split > 1 else ""
+    strategy += "+tail" if choice.tail_split > 1 else ""
+    return Plan(
+        strategy,
+        tuple(launches),
+        workspace.size,
+        estimate(problem, choice),
+        choice,
+    )
+
+
+def product_launches(
+    problem: Problem, choice: Choice, c: Pointer, k_total: int, workspace: Workspace
+) -> list[Launch]:
+    """The launches of a product without slabs, which leave it at c.
+
+    k_total: as ``packing.pack_operand``.
+    """
     launches = []
     balance = None
     if problem.dtype == "fp32" and choice.pack_a and choice.pack_b:
         make_balance = kept_balance if problem.prepacked else balance_operands
-        balance, launch = make_balance(problem, workspace)
+        balance, launch = make_balance(problem, k_total, workspace)
         launches += [launch] if launch else []
-    a, pack_a = gemm_operand(problem, choice, "a", balance, workspace)
-    b, pack_b = gemm_operand(problem, choice, "b", balance, workspace)
-    launches += pack_a + pack_b
-    c = Pointer("c", problem.dtype)
+    a, pack_a = gemm_operand(problem, choice, "a", balance, k_total, workspace)
+    b, pack_b = gemm_operand(problem, choice, "b", balance, k_total, workspace)
+    # What is read twice goes first: L2 keeps it for its second reading, and then what was packed.
+    launches += pack_b + pack_a if len(pack_b) > len(pack_a) else pack_a + pack_b
     target = c
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
@@ -97,23 +126,19 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
         write_product = {"gemm": gemm_launch, "gemv": gemv_launch}[choice.tile.kernel]
         launches.append(write_product(problem, choice, a, b, target))
     if choice.split > 1:
-        launches.append(reduce_launch(problem, choice, a, b, target, c))
+        launches.append(reduce_launch(problem, choice.split, a, b, target, c))
     if choice.tail_split > 1:
         launches.append(reduce_tail_launch(problem, choice, a, b, tail, c))
-    strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
-    strategy += "+split" if choice.split > 1 else ""
-    strategy += "+tail" if choice.tail_split > 1 else ""
-    return Plan(
-        strategy,
-        tuple(launches),
-        workspace.size,
-        estimate(problem, choice),
-        choice,
-    )
+    return launches
 
 
 def gemm_operand(
-    problem: Problem, choice: Choice, buffer: str, balance: Balance | None, workspace: Workspace
+    problem: Problem,
+    choice: Choice,
+    buffer: str,
+    balance: Balance | None,
+    k_total: int,
+    workspace: Workspace,
 ) -> tuple[GemmOperand, list[Launch]]:
     """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it.
 
@@ -135,7 +160,7 @@ def gemm_operand(
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
-    return pack_operand(problem, buffer, balance, slack, wrap, alignment, workspace)
+    return pack_operand(problem, buffer, balance, slack, wrap, alignment, k_total, workspace)
 
 
 def gemm_launch(
@@ -162,7 +187,7 @@ def gemm_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "EVEN_K": k % tile.block_k == 0,
             "CLAMP": not both_packed,
             "SCALED": scaled,
@@ -192,7 +217,7 @@ def gemm_hopper_launch(
     target: Pointer,
     tail: Pointer | None,
 ) -> Launch:
-    """kernels/gemm_hopper.py: TMA and wgmma, aligned 16-bit operands.
+    """kernels/gemm_hopper.py: TMA and wgmma, 16-bit operands, aligned but for A's rows in classes.
 
     Args:
         target: C, or the partial sums of a split.
@@ -204,7 +229,8 @@ def gemm_hopper_launch(
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
     # What lies between hi and lo, and after lo, is zero.
     k = a.lo_offset + K
-    a_desc = operand_descriptor(a, batch, M, k, 64, tile.block_k)
+    of_a = a_classes(problem, choice)
+    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, k, 64, tile.block_k)
     b_desc = operand_descriptor(b, batch, N + wrap, k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
@@ -214,13 +240,16 @@ def gemm_hopper_launch(
             (classes * a.row_stride, a.row_stride, 1),
             (64, 1, tile.block_k),
         )
+    if of_a > 1:
+        a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
     whole = whole_tiles(problem, choice) if tail else 0
     split = choice.tail_split if tail else choice.split
-    work = whole + (count_tiles(problem, tile) - whole) * split
+    work = whole + (count_tiles(problem, choice) - whole) * split
     epilogue = product_epilogue(problem, choice)
     slice_n = hopper_slice_columns(epilogue)
     c_desc = None
-    if stores_are_aligned(problem, choice) and classes == 1 and not epilogue.residual:
+    neighbours = classes == of_a == 1  # the rows of a tile: TMA can store them
+    if neighbours and stores_are_aligned(problem, choice) and not epilogue.residual:
         slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
         c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
     # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
@@ -234,14 +263,16 @@ def gemm_hopper_launch(
         min(problem.arch.sms, work),
         (a_desc, a_class_desc, b_desc, target, c_desc, tail, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, split, whole, M * N, N)
+        + (M, N, K, batch, split, whole)
+        + (a.row_stride if of_a > 1 else None, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
         {
             "BLOCK_N": tile.block_n,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "STAGES": stages,
             "PARTS": 2 if a.lo_offset else 1,
+            "A_CLASSES": of_a,
             "CLASSES": classes,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
@@ -304,27 +335,57 @@ def operand_descriptor(
     )
 
 
+def class_descriptors(
+    a: GemmOperand, classes: int, rows: int, k: int, tile: Tile
+) -> tuple[Descriptor, Descriptor | None]:
+    """A with ``classes`` rows as one: for the classes that have a row more, and for the others.
+
+    For all of them, and None, if they have the same number. A long row ends with the last row that
+    these classes have in the last one, so nothing past A's end is read.
+    """
+    whole, rest = divmod(rows, classes)
+    pitch = classes * a.row_stride
+
+    def descriptor(long_rows: int, classes: int) -> Descriptor:
+        length = (classes - 1) * a.row_stride + k
+        strides = (pitch * long_rows, pitch, 1)
+        return Descriptor(a.pointer, (1, long_rows, length), strides, (1, 64, tile.block_k))
+
+    others = descriptor(whole, classes)
+    return (descriptor(whole + 1, rest), others) if rest else (others, None)
+
+
 def reduce_launch(
-    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, partial: Pointer, c: Pointer
+    problem: Problem,
+    splits: int,
+    a: GemmOperand | None,
+    b: GemmOperand | None,
+    partial: Pointer,
+    c: Pointer,
 ) -> Launch:
-    """The sum of split-K's partial products, in a fixed order."""
-    scaled = a.row_exp is not None
+    """The sum of split-K's partial products, in a fixed order.
+
+    a, b: the operands whose exponents the sum applies; None if they have been applied.
+    """
+    scaled = a is not None and a.row_exp is not None
+    exponents = (a.row_exp, b.row_exp) if scaled else (None, None)
+    exponent_strides = (a.row_exp_stride, b.row_exp_stride) if scaled else (0, 0)
     epilogue = problem.epilogue
     # Without exponents or bias a row is nothing special: all of C is one long row.
     by_rows = scaled or epilogue.bias
     rows, columns = (problem.batch * problem.M, problem.N)
     if not by_rows:
         rows, columns = 1, rows * columns
-    block_s = min(REDUCE_DEPTH, next_power_of_two(choice.split))
+    block_s = min(REDUCE_DEPTH, next_power_of_two(splits))
     block_n = max(32, min(256, REDUCE_ELEMENTS // block_s, next_power_of_two(columns)))
     return Launch(
         "reduce",
         rows * cdiv(columns, block_n),
-        (partial, c, a.row_exp, b.row_exp)
+        (partial, c, *exponents)
         + epilogue_pointers(problem, epilogue)
         + ((problem.M, problem.N, problem.batch) if by_rows else (1, columns, 1))
-        + (choice.split,)
-        + (a.row_exp_stride, b.row_exp_stride),
+        + (splits,)
+        + exponent_strides,
         {
             "SCALED": scaled,
             "BLOCK_S": block_s,
@@ -354,8 +415,9 @@ def reduce_tail_launch(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_R": block_r,
-            "GROUP_M": GROUP_M[tile.kernel],
+            "GROUP_M": group_m(problem, choice),
             "SPLITS": choice.tail_split,
+            "A_CLASSES": a_classes(problem, choice),
             "CLASSES": row_classes(problem, choice),
             "SCALED": a.row_exp is not None,
             "ACTIVATION": epilogue.activation,
@@ -392,9 +454,12 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if choice is None:
         return ("a size is zero: the result is zeros or empty",)
     said = []
+    of_a = a_classes(problem, choice)
     for name, packed in (("a", choice.pack_a), ("b", choice.pack_b)):
         aligned = "16-byte aligned" if is_aligned_in(problem, name) else "misaligned"
         what = "read as it is"
+        if name == "a" and of_a > 1:
+            what = f"read as it is, its rows in {of_a} classes of equal alignment"
         if packed:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
             what += " before, and kept" if name == "b" and problem.prepacked else ""
@@ -402,15 +467,17 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
-    tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n) * problem.batch
+    tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch
     said.append(
         f"{tile.kernel} with {tile.block_m}x{tile.block_n}x{tile.block_k} tiles, "
         f"{tile.num_stages} stages: {tiles} tiles on {problem.arch.sms} SMs"
     )
+    if choice.slabs > 1:
+        said.append(f"K is cut into {choice.slabs} slabs, scaled each, and summed in a fixed order")
     classes = row_classes(problem, choice)
-    if classes > 1:
+    if classes > 1 and choice.slabs == 1:
         said.append(f"rows of c are stored in {classes} classes of equal alignment")
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")

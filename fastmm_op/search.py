@@ -63,9 +63,10 @@ def road(choice: Choice) -> tuple:
     others = tuple(
         getattr(choice, f.name)
         for f in fields(choice)
-        if f.name not in ("tile", "split", "tail_split")
+        if f.name not in ("tile", "split", "tail_split", "slabs")
     )
-    return (choice.tile.kernel, choice.split > 1, choice.tail_split > 1, *others)
+    shares = (choice.split > 1, choice.tail_split > 1, choice.slabs > 1)
+    return (choice.tile.kernel, *shares, *others)
 
 
 def label(choice: Choice) -> str:
@@ -76,6 +77,8 @@ def label(choice: Choice) -> str:
     parts.append(f"{tile.kernel} {tile.block_m}x{tile.block_n}x{tile.block_k}")
     if tile.kernel != "gemv":
         parts.append(f"{tile.num_stages} stage{'s' if tile.num_stages > 1 else ''}")
+    if choice.slabs > 1:
+        parts.append(f"{choice.slabs} slabs")
     if choice.split > 1:
         parts.append(f"split {choice.split}")
     if choice.tail_split > 1:

@@ -58,8 +58,10 @@ class Wrapper:
         plan: written for it; plain Triton kernels.
     """
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    def __init__(self, problem: Problem, plan: Plan, tuned: frozenset[str] = frozenset()) -> None:
+        """``tuned``: kernels whose warps and stages an autotuner says."""
         self.problem = problem
+        self.tuned = tuned
         self.launches = plan.launches
         self.kernels = {step.kernel: find_kernel(step.kernel) for step in plan.launches}
         self.scratch_names = name_scratch(plan.launches, self.kernels)
@@ -132,8 +134,10 @@ class Wrapper:
             text = self.argument(values[parameter.arg])
             groups.setdefault(parameter.lineno, []).append(f"{parameter.arg}={text}")
         options = [f"num_warps={step.num_warps}", f"num_stages={step.num_stages}"]
+        if step.kernel in self.tuned:
+            options = []
         lines = [f"{indent}{kernel.name}[({self.expression(step.grid)},)]("]
-        for group in (*groups.values(), options):
+        for group in filter(None, (*groups.values(), options)):
             lines += fill(group, indent + "    ")
         return "\n".join([*lines, f"{indent})  # fmt: skip"])
 

@@ -135,5 +135,10 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch):
 
     guarded = GuardedTorch()
     monkeypatch.setattr(launch, "torch", guarded)
+    monkeypatch.setattr(
+        launch,
+        "empty_strided_cuda",
+        lambda size, stride, dtype: guarded.empty(size, dtype=dtype, device="cuda"),
+    )
     yield guarded
     guarded.check_guards()

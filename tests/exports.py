@@ -46,7 +46,8 @@ class Case:
         road = [
             choice
             for choice in choices(problem)
-            if (choice.pack_a, choice.pack_b) == self.pack and choice.split == self.split
+            if (choice.pack_a, choice.pack_b) == self.pack
+            and (choice.split, choice.slabs) == (self.split, 1)
         ]
         return min(road, key=lambda choice: estimate(problem, choice))
 

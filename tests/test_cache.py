@@ -542,7 +542,7 @@ def plan_of_call(a: torch.Tensor, b: torch.Tensor):
     from fastmm_op import launch
 
     (call,) = launch._calls.values()
-    assert (call.out_shape, call.dtype) == ([a.shape[0], b.shape[1]], a.dtype)
+    assert (call.out_shape, call.dtype) == ((a.shape[0], b.shape[1]), a.dtype)
     return call.plan
 
 

@@ -126,6 +126,25 @@ def test_raw_stream() -> None:
     assert compat.current_raw_stream(0) == torch.cuda.current_stream().cuda_stream
 
 
+@pytest.mark.gpu
+def test_allocation_on_the_current_device() -> None:
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            assert compat.current_device() == index
+            found = compat.empty_strided_cuda((3, 5), (5, 1), torch.bfloat16)
+        assert found.device == torch.device("cuda", index)
+        assert (found.shape, found.stride(), found.dtype) == ((3, 5), (5, 1), torch.bfloat16)
+        assert not found.requires_grad
+        assert found.data_ptr() % 256 == 0
+
+
+def test_allocation_is_pytorchs_private_one() -> None:
+    """Without CUDA it refuses, but it is there; the substitute would be slower, not wrong."""
+    from torch._C._dynamo import guards
+
+    assert compat.empty_strided_cuda is guards._empty_strided_cuda
+
+
 def test_tracing(x, monkeypatch) -> None:
     monkeypatch.setattr(compat, "_get_tracing_state", object)
     assert not takes_short_path(x, x)

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import torch
 
 pytest.importorskip("rich", reason="the command line's tables need rich")
 
+from benchmarks import judge_export, kernelbench_rules
 from cases import LAYOUTS, at_offset, negated_view
 from exports import CASES, SEED, SEEDS, Case, every_case, load, other_shapes
 from fastmm_op import __main__, kernel_source
@@ -96,6 +98,49 @@ def test_what_evaluators_reject_is_not_there(case) -> None:
 
 
 @every_case
+def test_kernelbench_has_nothing_against_it(case) -> None:
+    assert kernelbench_rules.faults(case.text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("import triton\n", "import triton\nimport os\n", "imports ["),
+        ("@triton.jit\ndef pack_rows_kernel", "def pack_rows_kernel", "is not in the order"),
+        ("return matmul(A, B)\n", "return torch.mm(A, B)\n", "may be a product by torch"),
+        ("return matmul(A, B)\n", "return matmul(A, B)\n\n\nX = 1\n", "belongs nowhere"),
+        ("return matmul(A, B)\n", "return matmul(A, B)\n\n\ndef f():\n    return 1\n", "the order"),
+        ("class ModelNew", "class Model", "does not end with the class ModelNew"),
+        ("M, K = a.shape", "M, K = a.shape  # pass", "has the word pass"),
+        (
+            "M, K = a.shape",
+            "try:\n        M, K = a.shape\n    finally:\n        K",
+            "has a try block",
+        ),
+        ("    return c\n", "    return c.half()\n", "may be a cast"),
+    ],
+)
+def test_what_kernelbench_would_have_against_it(old, new, fault) -> None:
+    text = CASES["packed in one read"].text
+    assert old in text
+    found = kernelbench_rules.faults(text.replace(old, new, 1))
+    assert any(fault in line for line in found), found
+
+
+@pytest.mark.interpreted
+def test_a_file_is_judged_in_a_process_of_its_own(tmp_path, capsys) -> None:
+    """As on a GPU, but small: accepted, and the verdict written."""
+    assert judge_export.main(["--arch", "sm_89", "--out", str(tmp_path)]) == 0
+    assert "export for sm_89: accepted" in capsys.readouterr().out
+    verdict = json.loads((tmp_path / "export_sm_89.json").read_text())
+    assert [run["shape"] for run in verdict["runs"]] == list(map(list, judge_export.SMALL_SHAPES))
+    wrong = [verdict["runs"][0] | {"close": False}]
+    assert not judge_export.accepted(verdict | {"runs": wrong})
+    assert not judge_export.accepted(verdict | {"runs": []})
+    assert not judge_export.accepted(verdict | {"faults": ["has the word pass"]})
+
+
+@every_case
 def test_kernels_are_the_packages_own_text(case) -> None:
     """Those of the plan, with docstrings; every name is defined above its use."""
     launched = {f"{step.kernel}_kernel" for step in case.plan.launches}
@@ -157,6 +202,7 @@ COMMANDS = [
     ["--shape", "33", "130", "65"],
     ["--shape", *map(str, SEED), "--dtype", "bf16", "--arch", "sm_90", "--sms", "78"],
     ["--shape", "64", "512", "96", "--precision", "ieee", "--layout", "TN", "--arch", "sm_80"],
+    ["--shape", *map(str, SEED), "--arch", "sm_89", "--autotune"],
 ]
 
 
@@ -178,6 +224,7 @@ def test_the_command_in_the_header_writes_the_same_file(args, capsys, tmp_path) 
     [
         (["--shape", "0", "3", "4"], "sizes must be at least 1, got M=0, K=3, N=4"),
         (["--shape", "2", "3", "4", "--output", "/nowhere/at/all.py"], "/nowhere/at/all.py"),
+        (["--shape", "1", "300", "37", "--autotune"], "a one-wide product has no pipeline"),
     ],
 )
 def test_what_the_command_cannot_do(args, message, capsys) -> None:
@@ -267,6 +314,51 @@ def test_one_row_in_a_file_for_many(tmp_path) -> None:
         a, b = CASES[name].operands(3, 200, 5)
         for x, y in ((a[:1], b), (a[:2, :2], b[:2]), (a[:, :7], b[:7])):
             assert_accurate(module.matmul(x, y), x, y, what=name)
+
+
+# Autotuning
+
+
+def autotuned(case: Case) -> str:
+    return export(case.problem, "the command", "0", case.choice, autotune=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("seed, fp32, tf32, sm_89", [1, 2, 3, 4]),
+        ("seed, fp32, tf32, sm_90", [1, 2, 3, 4]),
+        ("seed, fp32, ieee, sm_89", [1, 2, 3, 4]),
+    ],
+)
+def test_autotuning_tries_pipelines(name, stages, tmp_path) -> None:
+    """Of the GEMM alone, whose own number is among them; the rest of the file stays as it is."""
+    case = SEEDS[name]
+    text = autotuned(case)
+    assert kernelbench_rules.faults(text) == []
+    for line in text.splitlines():
+        assert len(line) <= 100
+    tile = case.choice.tile
+    assert tile.num_stages in stages
+    (module, plain) = load(text, tmp_path), load(case.text, tmp_path)
+    configs = [(c.num_warps, c.num_stages, c.kwargs) for c in module.gemm_kernel.configs]
+    assert configs == [(tile.num_warps, n, {}) for n in stages]
+    assert module.gemm_kernel.fn.fn.__code__.co_code == plain.gemm_kernel.fn.__code__.co_code
+    for step in case.plan.launches[:-1]:
+        assert type(getattr(module, f"{step.kernel}_kernel")) is type(plain.gemm_kernel)
+
+
+@pytest.mark.interpreted
+def test_an_autotuned_file_computes_the_same_bits(tmp_path) -> None:
+    """Whichever is fastest: here a number of stages says how long it took."""
+    case = CASES["packed in two reads"]
+    a, b = case.operands(*case.shape)
+    want = load(case.text, tmp_path).matmul(a, b)
+    module = load(autotuned(case), tmp_path)
+    tuner = module.gemm_kernel
+    tuner._bench = lambda *args, config, **meta: abs(config.num_stages - 2)
+    assert torch.equal(module.matmul(a, b), want)
+    assert tuner.best_config.num_stages == 2
 
 
 # Errors
@@ -403,6 +495,21 @@ def test_seed_workload_on_a_gpu(arch, tmp_path) -> None:
     want = torch.full_like(got, torch.nan)
     launch.run_plan(case.plan, a[None], b[None], want)
     assert torch.equal(got, want)
+
+
+@pytest.mark.gpu
+def test_an_autotuned_file_on_a_gpu(tmp_path) -> None:
+    case = Case((1021, 1031, 1033))
+    a, b = (x.cuda() for x in case.operands(*case.shape))
+    module = load(autotuned(case), tmp_path)
+    assert torch.equal(module.matmul(a, b), load(case.text, tmp_path).matmul(a, b))
+    assert module.gemm_kernel.best_config.num_stages in (1, 2, 3, 4)
+
+
+@pytest.mark.gpu
+def test_kernelbench_accepts_a_file_of_its_own() -> None:
+    """In a process that has no package, at the seed workload and other shapes."""
+    assert judge_export.main(["--arch", "sm_90"]) == 0
 
 
 @pytest.mark.gpu

@@ -161,11 +161,11 @@ class Forced:
         return list(found.values())
 
     def roads(self, a, b, precision: str = "tf32") -> dict[tuple, tuple[Choice, Plan]]:
-        """For each kernel and way of packing, K split and not: the plan with a small tile."""
+        """For each kernel and way of packing, K cut or not: the plan with a small tile."""
         small = [x for x in self.plans(a, b, precision, ["sm_89"]) if is_small(x[0].tile)]
         found = {}
         for choice, plan in sorted(small, key=lambda x: x[0].tile.block_m):
-            key = (choice.tile.kernel, choice.pack_a, choice.pack_b, choice.split)
+            key = (choice.tile.kernel, choice.pack_a, choice.pack_b, choice.split, choice.slabs)
             found.setdefault(key, (choice, plan))
         return found
 
@@ -209,7 +209,8 @@ def test_every_plan(dtype, precision, forced) -> None:
 @pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("layout_a", "layout_b", "k"),
-    [("N", "N", 256), ("T", "T", 256), ("offset 1", "N", 256), ("T", "N", 1100)],
+    # 2100: three slabs of K, the last one shorter.
+    [("N", "N", 256), ("T", "T", 256), ("offset 1", "N", 256), ("T", "N", 1100), ("N", "N", 2100)],
 )
 @pytest.mark.parametrize(("dtype", "precision"), [*FP32_KINDS, ("bf16", "tf32")])
 def test_every_road_by_layout(layout_a, layout_b, k, dtype, precision, forced) -> None:
@@ -246,7 +247,7 @@ def test_inf_and_nan_by_every_road(case, dtype, precision, forced) -> None:
 @pytest.mark.parametrize("decades", [4, 8, 12])
 def test_inverse_scaling_along_k(decades, precision, forced) -> None:
     """Columns of A grow as rows of B shrink, so every product matters: balancing K keeps them."""
-    k = 128
+    k = 128 if decades < 12 else 1100  # more than one slab
     scale = 10.0 ** torch.linspace(-decades, decades, k)[torch.randperm(k)]
     a, b = (torch.randn(9, k) * scale)[None], (torch.randn(k, 7) / scale[:, None])[None]
     for choice, plan in forced.roads(a, b, precision).values():

@@ -10,7 +10,7 @@ import pytest
 
 import fastmm_op.plan as plan_module
 from fastmm_op.arch import ARCHES, arch_for
-from fastmm_op.choices import choices
+from fastmm_op.choices import choices, slabs_as_batch
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.planned import planned_arch
@@ -105,6 +105,11 @@ def moved_elements(batch: int, arg: dict) -> int:
     return span((batch, -(-arg["K"] // arg["BALANCE_BLOCK"])), (arg["stride_moved"], 1))
 
 
+def row_tiles(arg: dict, block_m: int) -> int:
+    """Of C; the same number for each class of A's rows."""
+    return arg["A_CLASSES"] * -(-arg["M"] // (arg["A_CLASSES"] * block_m))
+
+
 def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     """How far past each pointer that may be workspace a kernel reads or writes, in elements."""
     if step.kernel in ("pack_rows", "pack_tiles"):
@@ -133,7 +138,7 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     if step.kernel == "gemv":
         return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"]}
     if step.kernel == "reduce_tail":
-        tiles_m, tiles_n = -(-arg["M"] // arg["BLOCK_M"]), -(-arg["N"] // arg["BLOCK_N"])
+        tiles_m, tiles_n = row_tiles(arg, arg["BLOCK_M"]), -(-arg["N"] // arg["BLOCK_N"])
         batch, rest = divmod(arg["whole"] + arg["tail_tiles"], tiles_m * tiles_n)
         assert rest == 0, "the tail ends with the last tile"
         assert step.grid * arg["BLOCK_R"] == arg["tail_tiles"] * arg["BLOCK_M"]
@@ -152,7 +157,7 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         }
         assert (arg["stride_cz"], arg["stride_cm"]) == (m * n, n)
         tile_m, tile_n = 128, arg["BLOCK_N"]
-        tiles = batch * -(-m // tile_m) * -(-n // tile_n)
+        tiles = batch * row_tiles(arg, tile_m) * -(-n // tile_n)
         assert 0 <= arg["whole"] < tiles
         partial = (tiles - arg["whole"]) * arg["split_k"] * tile_m * tile_n
         return exponents | {"c_ptr": products, "partial_ptr": partial}
@@ -300,9 +305,9 @@ def test_a_product_without_an_epilogue_says_so_to_every_kernel(arch) -> None:
         if p.arch is ARCHES[arch]:
             for step in make_plan(p).launches:
                 assert step.constexprs.get("ACTIVATION", "none") == "none"
-                assert step.constexprs.get("SLICE_N", 0) == (
-                    64 if step.kernel == "gemm_hopper" else 0
-                )
+                # Partial sums of slabs are fp32, of which TMA's boxes hold 32.
+                slices = {64, 32} if step.kernel == "gemm_hopper" else {0}
+                assert step.constexprs.get("SLICE_N", 0) in slices
                 buffers = {arg.buffer for arg in step.args if isinstance(arg, Pointer)}
                 assert buffers <= {"a", "b", "c", "workspace"}
 
@@ -348,6 +353,7 @@ PURE = (
     "packing",
     "plan",
     "search",
+    "tile_order",
 )
 
 
@@ -408,8 +414,30 @@ def test_short_sums_of_full_precision_are_ieee(arch) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_few_tiles_and_a_long_k_are_split(arch) -> None:
-    assert make_plan(problem(256, 524288, 256, arch=arch)).strategy.endswith("+split")
-    assert not make_plan(problem(8192, 512, 8192, arch=arch)).strategy.endswith("+split")
+    cut = ("+split", "+slabs")
+    assert make_plan(problem(256, 524288, 256, arch=arch)).strategy.endswith(cut)
+    assert not make_plan(problem(8192, 512, 8192, arch=arch)).strategy.endswith(cut)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("k", "longest"), [(1025, 1024), (33000, 8192), (524289, 1024)])
+def test_slabs_cover_a_long_k(k, longest, arch) -> None:
+    """Each but the last is as long as the others, and packed in one read."""
+    p = problem(64, k, 48, arch=arch)
+    found = [c for c in choices(p) if c.slabs > 1]
+    assert {c.slabs for c in found} >= {-(-k // longest)}
+    for choice in found:
+        product, inner = slabs_as_batch(p, choice)
+        assert (product.batch, inner.slabs) == (choice.slabs, 1)
+        assert product.K % 64 == 0
+        assert (product.batch - 1) * product.K < k <= product.batch * product.K
+        plan = write_plan(p, choice)
+        assert plan.strategy == "packed+slabs" + "+tail" * (choice.tail_split > 1)
+        assert plan.launches[-1].kernel == "reduce"
+    # Of operands that need no second reading, or are no single product, there are none.
+    assert not any(c.slabs > 1 for c in choices(problem(64, 1024, 48, arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, batch=2, arch=arch)))
+    assert not any(c.slabs > 1 for c in choices(problem(64, k, 48, dtype="bf16", arch=arch)))
 
 
 def packs(plan: Plan) -> bool:
@@ -492,9 +520,9 @@ def test_outlines() -> None:
     expecttest.assert_expected_inline(
         text,
         """\
-seed, fp32: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32: packed: balance row_max pack_tiles pack_rows gemm
 seed, bf16: packed: pack_tiles pack_tiles gemm
-seed, fp32 in full: packed: balance pack_rows row_max pack_tiles gemm
+seed, fp32 in full: packed: balance row_max pack_tiles pack_rows gemm
 64^3: direct: gemm
 4096^3, fp16: direct: gemm
 256x524288x256: direct+split: gemm reduce""",

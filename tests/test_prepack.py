@@ -29,7 +29,7 @@ def copies_win(monkeypatch):
 
     estimate = plan.estimate
     monkeypatch.setattr(launch, "_calls", {})
-    monkeypatch.setattr(plan, "estimate", lambda p, c: estimate(p, c) - (1.0 if c.pack_b else 0.0))
+    monkeypatch.setattr(plan, "estimate", lambda p, c: estimate(p, c) - (p.prepacked and c.pack_b))
     plan.make_plan.cache_clear()
     yield
     plan.make_plan.cache_clear()

@@ -1,117 +1,61 @@
 """The Hopper kernel's shared last tiles: who computes what, and the kernel that sums them up.
 
-The interpreter cannot run Gluon, but the functions by which its kernel finds its work are plain
-arithmetic: here they run as Python, in a model of the kernel whose partial sums the interpreted
-reduce_tail_kernel then finishes.
+hopper_items.py says what the kernel does; the interpreted reduce_tail_kernel finishes the partial
+sums of that.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from types import FunctionType, SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cases import DTYPES
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import Choice, choices, count_tiles, row_classes, tail_tiles, whole_tiles
+from fastmm_op.choices import (
+    Choice,
+    a_classes,
+    choices,
+    count_tiles,
+    row_classes,
+    tail_tiles,
+    whole_tiles,
+)
 from fastmm_op.launches import Launch
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
 from fastmm_op.search import label
-
-BLOCK_M, BLOCK_K = 128, 64
+from hopper_items import BLOCK_K, BLOCK_M, work_items
 
 
 def problem(
-    m: int, k: int, n: int, dtype="fp32", precision="tf32", batch=1, sms=132, epilogue=None
+    m: int,
+    k: int,
+    n: int,
+    dtype="fp32",
+    precision="tf32",
+    batch=1,
+    sms=132,
+    layout="NT",
+    epilogue=None,
 ) -> Problem:
     arch = replace(ARCHES["sm_90"], sms=sms)
-    how = {"batch": batch, "dtype": dtype, "layout": "NT", "precision": precision, "arch": arch}
+    how = {"batch": batch, "dtype": dtype, "layout": layout, "precision": precision, "arch": arch}
     return replace(problem_of(m, k, n, **how), epilogue=epilogue or Epilogue())
 
 
 def with_tail(p: Problem) -> list[Choice]:
-    """One choice of each tile width and way of sharing the tail, by row classes if there are."""
+    """One choice of each tile width and way of sharing the tail, by row classes if there are.
+
+    Those of C or, if A may be read by classes, those of A.
+    """
     found = {}
     for choice in choices(p):
         if choice.tail_split > 1:
             key = (choice.tile.block_n, choice.tail_split)
-            if key not in found or row_classes(p, choice) > 1:
+            by_classes = row_classes(p, choice) > 1 or a_classes(p, choice) > 1
+            if key not in found or by_classes:
                 found[key] = choice
     return list(found.values())
-
-
-class Integer(int):
-    """An integer as kernels have them."""
-
-    def __mod__(self, other: int) -> "Integer":
-        return Integer(int(self) % other)
-
-    def to(self, dtype) -> "Integer":
-        return self
-
-
-def as_python(name: str) -> FunctionType:
-    """A scalar function of kernels/gemm_hopper.py that Python runs."""
-    from fastmm_op.kernels import gemm_hopper
-
-    gl = SimpleNamespace(where=lambda c, x, y: x if c else y, cdiv=cdiv, int32=None)
-    names = {"gl": gl, "BLOCK_M": BLOCK_M, "BLOCK_K": BLOCK_K}
-    return FunctionType(getattr(gemm_hopper, name).fn.__code__, names)
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a program of gemm_hopper_kernel does at a time.
-
-    Attributes:
-        z: batch item (times splits, without a tail).
-        rows, columns: of C, (128,) and (BLOCK_N,); -1 for those that C does not have.
-        first_k, last_k: the range of K.
-        slot: which (128, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
-    """
-
-    z: int
-    rows: torch.Tensor
-    columns: torch.Tensor
-    first_k: int
-    last_k: int
-    slot: int | None
-
-
-def work_items(step: Launch) -> Iterator[Item]:
-    """Everything that a launch of gemm_hopper_kernel does, program by program."""
-    from fastmm_op.launch import KERNELS
-
-    names = KERNELS["gemm_hopper"].arg_names
-    arg = dict(zip(names, step.args, strict=False)) | step.constexprs
-    m, n, k, block_n = arg["M"], arg["N"], arg["K"], arg["BLOCK_N"]
-    vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
-    tiles_m, tiles_n = cdiv(m, BLOCK_M), cdiv(n, block_n)
-    whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
-    tiles = tiles_m * tiles_n * arg["batch"]
-    for program in range(step.grid):
-        for work in range(program, as_python("count_work")(tiles, whole, split_k, tail), step.grid):
-            pid_m, pid_n, z, part, parts = as_python("work_item")(
-                work, tiles_m, tiles_n, arg["batch"], whole, split_k, arg["GROUP_M"], tail
-            )
-            row0, row_step, _, shift = as_python("tile_rows")(
-                pid_m, m, Integer(arg["stride_cm"]), arg["CLASSES"], vector
-            )
-            first, last = as_python("k_range")(part, k, parts)
-            rows = row0 + row_step * torch.arange(BLOCK_M)
-            columns = pid_n * block_n + shift + torch.arange(block_n)
-            outside = columns >= n + shift
-            columns = columns.where(columns < n, columns - n)
-            yield Item(
-                z,
-                rows.where(rows < m, -1),
-                columns.where(~outside, -1),
-                first * BLOCK_K,
-                min(last * BLOCK_K, k),
-                work - whole if tail and work >= whole else None,
-            )
 
 
 # What the kernel is asked for -> M, K, N and the rest of a problem.
@@ -120,6 +64,7 @@ CASES = {
     "row classes, a tile wide": ((512, 264, 127), {}),
     "row classes of 8": ((1030, 400, 9), {"dtype": "fp16"}),
     "row classes, hi and lo": ((300, 400, 138), {"precision": "fp32"}),
+    "classes of A": ((300, 396, 72), {"dtype": "fp16", "layout": "NN"}),
     "aligned": ((200, 400, 136), {"dtype": "fp16"}),
     "aligned, batch": ((130, 264, 72), {"dtype": "fp16", "batch": 3}),
     "unaligned": ((200, 400, 75), {"dtype": "fp16"}),
@@ -148,13 +93,15 @@ def test_every_tile_is_computed_once(name, sms) -> None:
     pytest.importorskip("triton")
     p, found = case(name, sms)
     for choice in found:
-        computed = torch.zeros(p.batch, p.M, p.N, cdiv(p.K, BLOCK_K), dtype=torch.uint8)
+        # A step more than K has, for those of A's classes may start before it.
+        computed = torch.zeros(p.batch, p.M, p.N, cdiv(p.K, BLOCK_K) + 1, dtype=torch.uint8)
         whole, slots = 0, []
         for item in work_items(hopper_step(p, choice)):
             rows, columns = item.rows[item.rows >= 0], item.columns[item.columns >= 0]
             assert item.last_k - item.first_k >= BLOCK_K
             block = computed[item.z]
-            steps = slice(item.first_k // BLOCK_K, cdiv(item.last_k, BLOCK_K))
+            last = cdiv(item.last_k, BLOCK_K) if item.last_k < p.K else None
+            steps = slice(cdiv(item.first_k, BLOCK_K), last)
             block[rows[:, None], columns[None, :], steps] += 1
             if item.slot is None:
                 assert item.last_k - item.first_k == p.K
@@ -171,6 +118,7 @@ def test_every_tile_is_computed_once(name, sms) -> None:
 def test_the_cases_are_what_they_are_called() -> None:
     for name in CASES:
         for choice in case(name, 132)[1]:
+            assert a_classes(case(name, 132)[0], choice) == (2 if name == "classes of A" else 1)
             classes = {"row classes of 8": 8, "row classes, hi and lo": 2}.get(name, 4)
             assert row_classes(*case(name, 132)[:1], choice) == (
                 classes if name.startswith("row classes") else 1
@@ -277,7 +225,7 @@ def test_odd_sweep_shares_its_last_wave(dtype, precision) -> None:
         assert plan.strategy.endswith("+tail")
         assert [step.kernel for step in plan.launches[-2:]] == ["gemm_hopper", "reduce_tail"]
         said = [s for s in reasons(p, plan.choice) if "are shared by" in s]
-        tail = count_tiles(p, plan.choice.tile) % 132
+        tail = count_tiles(p, plan.choice) % 132
         assert said == [
             f"the last {tail} tiles are shared by {plan.choice.tail_split} programs each and "
             "summed in a fixed order"

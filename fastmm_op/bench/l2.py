@@ -20,6 +20,7 @@ class Cache:
 
     Attributes:
         fetched, written_back: bytes read from and written to DRAM.
+        exchanged: bytes read and written by the SMs.
     """
 
     def __init__(self, capacity: float, dirty: float = 0.0) -> None:
@@ -28,13 +29,15 @@ class Cache:
         self.used = 0.0
         self.fetched = 0.0
         self.written_back = 0.0
+        self.exchanged = 0.0
         # In pieces, so that a small read does not evict them all.
         pieces = 64
         for piece in range(pieces if dirty else 0):
             self.insert(("flush", piece), min(dirty, capacity) / pieces, dirty=True)
 
-    def insert(self, panel: Panel, size: float, dirty: bool) -> None:
+    def insert(self, panel: Panel, size: float, dirty: bool, last: bool = True) -> None:
         self.panels[panel] = (size, dirty)
+        self.panels.move_to_end(panel, last)
         self.used += size
         while self.used > self.capacity and self.panels:
             _, (old_size, was_dirty) = self.panels.popitem(last=False)
@@ -47,23 +50,26 @@ class Cache:
         self.used -= size
         return dirty
 
-    def read(self, panel: Panel, size: float) -> None:
+    def read(self, panel: Panel, size: float, again: bool = True) -> None:
+        """Read a panel; if it is not wanted ``again``, it makes room before all others do."""
         dirty = False
+        self.exchanged += size
         if panel in self.panels:
             dirty = self.forget(panel)
         else:
             self.fetched += size
-        self.insert(panel, size, dirty)
+        self.insert(panel, size, dirty, last=again)
 
     def write(self, panel: Panel, size: float) -> None:
+        self.exchanged += size
         if panel in self.panels:
             self.forget(panel)
         self.insert(panel, size, dirty=True)
 
-    def traffic(self) -> tuple[float, float]:
-        """Bytes (fetched, written back) since the last call of this."""
-        found = self.fetched, self.written_back
-        self.fetched = self.written_back = 0.0
+    def traffic(self) -> tuple[float, float, float]:
+        """Bytes (fetched, written back, exchanged) since the last call of this."""
+        found = self.fetched, self.written_back, self.exchanged
+        self.fetched = self.written_back = self.exchanged = 0.0
         return found
 
 

@@ -4,6 +4,7 @@ The machine code is what the plan would launch (fastmm_op/codegen.py); gpu_model
 seconds, traffic.py and l2.py follow the operands through the cache from launch to launch.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from fastmm_op.bench import gpu_model
 from fastmm_op.bench.cases import Case
 from fastmm_op.bench.gpu_model import Kernel, Machine, Prediction, Work
 from fastmm_op.bench.l2 import Cache
-from fastmm_op.bench.traffic import TRAFFIC, Step, panel_rows
+from fastmm_op.bench.traffic import SHARE_NOTHING, TRAFFIC, Step, panel_rows
 from fastmm_op.codegen import Resources, compile_launch, resources
 from fastmm_op.launch import KERNELS
 from fastmm_op.launches import Launch, Plan
@@ -49,7 +50,11 @@ def forecast(problem: Problem, plan: Plan, machine: Machine, flushed: bool = Tru
     Raises:
         ValueError: the plan has a kernel of which there is no model (``"gemm_hopper"``).
     """
-    steps = [compiled(problem, launch) for launch in plan.launches]
+    return forecast_steps([compiled(problem, x) for x in plan.launches], machine, flushed)
+
+
+def forecast_steps(steps: list[Step], machine: Machine, flushed: bool) -> Forecast:
+    """The same for launches that are compiled already."""
     slow, fast = gpu_model.bounds(machine)
     kernels = run(steps, machine, flushed)
     totals = [
@@ -90,7 +95,9 @@ def run(steps: list[Step], machine: Machine, flushed: bool) -> list[tuple[Step, 
     for step in steps:
         slots = machine.sms * gpu_model.blocks_per_sm(machine, step.kernel)
         trips = TRAFFIC[step.launch.kernel](step, cache, panels, slots)
-        work = Work(step.launch.grid, trips, *cache.traffic())
+        fetched, written_back, exchanged = cache.traffic()
+        known = exchanged if step.launch.kernel in SHARE_NOTHING else None
+        work = Work(step.launch.grid, trips, fetched, written_back, known)
         found.append((step, work, gpu_model.predict(machine, step.kernel, work)))
     return found
 
@@ -103,9 +110,19 @@ def compiled_kernel(problem: Problem, launch: Launch) -> Resources:
 def compiled(problem: Problem, launch: Launch) -> Step:
     if launch.kernel not in TRAFFIC:
         raise ValueError(f"no model of the kernel {launch.kernel!r}, only of {sorted(TRAFFIC)}")
-    found = compiled_kernel(problem, launch)
-    rest = {name: n - found.main_loop.get(name, 0) for name, n in found.opcodes.items()}
+    names = KERNELS[launch.kernel].arg_names
+    args = dict(zip(names, launch.args, strict=False))
+    return step_of(launch, compiled_kernel(problem, launch), args)
+
+
+def step_of(launch: Launch, found: Resources, args: dict[str, object]) -> Step:
+    """A launch for the model: which instructions are executed, and how often."""
+    # The longer sides of branches are for what is rare: powers of two that balancing moved.
+    rest = Counter(found.opcodes) - Counter(found.main_loop) - Counter(found.detours)
     del rest["NOP"]  # padding after the end
+    if any(name.startswith("LDGSTS") for name in found.main_loop):
+        # Copies before the loop are those of its first trips; as many of its last make none.
+        rest = {name: n for name, n in rest.items() if not name.startswith("LDGSTS")}
     kernel = Kernel(
         launch.num_warps,
         found.registers,
@@ -114,8 +131,7 @@ def compiled(problem: Problem, launch: Launch) -> Step:
         rest,
         prefetch(launch, found),
     )
-    names = KERNELS[launch.kernel].arg_names
-    return Step(launch, found, kernel, dict(zip(names, launch.args, strict=False)))
+    return Step(launch, found, kernel, args)
 
 
 def prefetch(launch: Launch, found: Resources) -> float:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 32
+NUM_WARPS, NUM_STAGES = 8, 2
 
 
 @triton.jit
@@ -57,6 +58,7 @@ def seed_style_matmul(a: Tensor, b: Tensor) -> Tensor:
     grid = (triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),)
     seed_style_kernel[grid](
         a, b, c, M, N, K, *a.stride(), *b.stride(), *c.stride(),
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=8, num_stages=2,
+        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K,
+        num_warps=NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
     return c

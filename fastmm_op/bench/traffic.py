@@ -75,8 +75,10 @@ def pack(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
     read = step.args["K"] * ITEMSIZE[source.dtype]
     written = step.args["pitch"] * 2 * step.launch.constexprs["PARTS"]
     reverse = step.launch.kernel == "pack_tiles"
+    # EF: "evict first".
+    again = not any(name.startswith("LDG.E.EF") for name in step.found.opcodes)
     for panel, height in packed_panels(step, rows[source.buffer], reverse):
-        cache.read((*key(source), *panel), height * read)
+        cache.read((*key(source), *panel), height * read, again)
         cache.write((*key(target), *panel), height * written)
     return 0.0
 
@@ -191,3 +193,5 @@ TRAFFIC: dict[str, Callable[[Step, Cache, dict[str, int], int], float]] = {
     "reduce": reduce,
     "gemv": gemv,
 }
+# Kernels whose blocks share nothing: what they exchange with the cache is each panel once.
+SHARE_NOTHING = {"pack_rows", "row_max", "pack_tiles"}

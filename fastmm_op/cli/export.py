@@ -10,13 +10,14 @@ from fastmm_op.cli.explain import chosen_problem
 from fastmm_op.problem import Problem
 
 
-def command_of(problem: Problem, layout: str) -> str:
+def command_of(problem: Problem, layout: str, autotune: bool) -> str:
     """The command line that exports this problem on any machine."""
     arch = problem.arch
     words = ["--shape", problem.M, problem.K, problem.N, "--dtype", problem.dtype]
     words += ["--layout", layout] if layout != "NN" else []
     words += ["--precision", problem.precision, "--arch", arch.name]
     words += ["--sms", arch.sms] if arch.sms != ARCHES[arch.name].sms else []
+    words += ["--autotune"] if autotune else []
     return shlex.join(["python", "-m", "fastmm_op", "export", *map(str, words)])
 
 
@@ -27,7 +28,8 @@ def main(options: Namespace) -> int:
 
     problem = chosen_problem(options)
     try:
-        text = export(problem, command_of(problem, options.layout), __version__)
+        command = command_of(problem, options.layout, options.autotune)
+        text = export(problem, command, __version__, autotune=options.autotune)
         if options.output:
             Path(options.output).write_text(text)
         else:

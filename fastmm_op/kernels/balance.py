@@ -13,7 +13,7 @@ data then gives the same bits whatever was sampled.
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude
+from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude, item_k
 
 # Rows of each operand that are looked at, in runs of neighbours that share memory sectors.
 SAMPLES = tl.constexpr(32)
@@ -68,12 +68,12 @@ def balance_kernel(
     b_exp_ptr,  # (batch / items, K) int32: -e
     moved_ptr,  # (batch / items, cdiv(K, BLOCK_K)) int32: whether any e there is not zero
     a_largest_ptr, b_largest_ptr,  # (a_count,), (b_count,) int32 for row_max_kernel, or None
-    M, N, K, items, a_count, b_count,
+    M, N, K, K_total, items, a_count, b_count,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """e for BLOCK_K of K, the same for ``items`` batch items in a row.
+    """e for BLOCK_K of K, the same for ``items`` batch items in a row; K_total as for packing.
 
     What counts is the difference to how the whole of A compares to the whole of B, which every
     program judges by the same SPREAD elements of the sampled rows.
@@ -85,10 +85,11 @@ def balance_kernel(
     blocks_k = tl.cdiv(K, BLOCK_K)
     group = (tl.program_id(0) // blocks_k).to(tl.int64)
     item = group * items
+    item_K = item_k(K, K_total, item)
     offs = tl.arange(0, BLOCK_K).to(tl.int64)
     offs_k = tl.program_id(0) % blocks_k * BLOCK_K + offs
-    mask_k = offs_k < K
-    spread_k = tl.arange(0, SPREAD).to(tl.int64) * K // SPREAD
+    mask_k = offs_k < item_K
+    spread_k = tl.arange(0, SPREAD).to(tl.int64) * item_K // SPREAD
     everywhere = spread_k >= 0
     a_exp = sampled_exponents(
         a_ptr, item, items, M, offs_k, mask_k, stride_ab, stride_am, stride_ak

@@ -21,6 +21,12 @@ def tile_coordinates(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
+def item_k(K, K_total, item):
+    """The K of a batch item: less than K for the last of items that are slabs of one K_total."""
+    return tl.minimum(K, K_total - item * K).to(tl.int32)
+
+
+@triton.jit
 def finite_magnitude(x):
     """|x| of fp32 as int32 bits, which compare as the numbers do; 0 for Inf and NaN."""
     bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF

@@ -26,6 +26,13 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
                M mod 128 CLASSES rows go the unaligned way.
     unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
+A misaligned A is read as it is if it is K-major. Rows equal modulo A_CLASSES are misaligned alike,
+so a tile takes rows of one class, A_CLASSES apart. TMA sees A_CLASSES rows as one long row, whose
+pitch is aligned, and starts on the last boundary before the tile's rows, `lead` elements early. B
+is N-major: its K, an outer coordinate, starts as early. Outside of B there are zeros, but beside
+A's rows there are others, perhaps Inf and NaN; where a slot has some of them, each consumer clears
+them in its part before it multiplies.
+
 A last wave of few tiles would leave most SMs idle. Given a partial_ptr, work items from `whole` on
 are parts of the tiles from `whole` on, split_k of each: they leave their fp32 accumulators there,
 as they are, for kernels/reduce_tail.py to sum and finish.
@@ -50,7 +57,8 @@ from fastmm_op.kernels.epilogue import activated, add_residual
 # Triton 3.9 renamed them.
 tma_load = getattr(tma, "async_load", None) or getattr(tma, "async_copy_global_to_shared", None)
 tma_store = getattr(tma, "async_store", None) or getattr(tma, "async_copy_shared_to_global", None)
-if tma_load is None or tma_store is None or not hasattr(gl, "warp_specialize"):
+barrier = getattr(gl, "barrier", None) or getattr(gl, "thread_barrier", None)  # since 3.7; 3.6
+if None in (tma_load, tma_store, barrier) or not hasattr(gl, "warp_specialize"):
     raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA or warp_specialize")
 
 BLOCK_M = gl.constexpr(128)
@@ -105,12 +113,25 @@ def k_range(split, K, split_k):
 
 
 @gluon.jit
-def tile_rows(pid_m, M, stride_cm, CLASSES: gl.constexpr, VECTOR: gl.constexpr):
-    """First row, distance of rows, whether they are one class, shift of its columns.
+def count_row_tiles(M, A_CLASSES: gl.constexpr):
+    """The same number for each class of A's rows, the last ones of which may lack rows, or all."""
+    if A_CLASSES == 1:
+        return gl.cdiv(M, BLOCK_M)
+    else:
+        return gl.cdiv(M, BLOCK_M * A_CLASSES) * A_CLASSES
+
+
+@gluon.jit
+def tile_rows(
+    pid_m, M, stride_cm, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr
+):
+    """First row, distance of rows, whether they are one class of C, shift of its columns.
 
     VECTOR: elements of C in 16 bytes.
     """
-    if CLASSES == 1:
+    if A_CLASSES > 1:
+        return pid_m // A_CLASSES * (BLOCK_M * A_CLASSES) + pid_m % A_CLASSES, A_CLASSES, False, 0
+    elif CLASSES == 1:
         return pid_m * BLOCK_M, 1, False, 0
     else:
         in_class = pid_m < M // (BLOCK_M * CLASSES) * CLASSES
@@ -119,6 +140,26 @@ def tile_rows(pid_m, M, stride_cm, CLASSES: gl.constexpr, VECTOR: gl.constexpr):
         misalignment = r * (stride_cm % VECTOR).to(gl.int32) % VECTOR
         shift = gl.where(in_class, (VECTOR - misalignment) % VECTOR, 0)
         return row0, gl.where(in_class, CLASSES, 1), in_class, shift
+
+
+@gluon.jit
+def lead_of(row0, stride_am, A_CLASSES: gl.constexpr):
+    """Elements of 16 bits between the last 16-byte boundary and the start of a row of A."""
+    if A_CLASSES == 1:
+        return 0
+    else:
+        return row0 % A_CLASSES * (stride_am % 8) % 8
+
+
+@gluon.jit
+def find_class(row0, M, stride_am, A_CLASSES: gl.constexpr):
+    """Where a tile starts in A's long rows (row, column); whether its class has a row more."""
+    if A_CLASSES == 1:
+        return row0, 0, False
+    else:
+        row_class = row0 % A_CLASSES
+        col = row_class * stride_am - lead_of(row0, stride_am, A_CLASSES)
+        return row0 // A_CLASSES, col, row_class < M % A_CLASSES
 
 
 @gluon.jit
@@ -135,15 +176,16 @@ def before(stage, STAGES: gl.constexpr):
 
 @gluon.jit
 def producer(
-    a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, lo_offset, stride_cm,
+    a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, lo_offset, strides,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr,
+    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole = sizes
     a_step, b_step = batch_steps
-    tiles_m = gl.cdiv(M, BLOCK_M)
+    stride_am, _, stride_cm = strides
+    tiles_m = count_row_tiles(M, A_CLASSES)
     tiles_n = gl.cdiv(N, BLOCK_N)
     items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
@@ -152,9 +194,11 @@ def producer(
         pid_m, pid_n, z, split, splits = work_item(
             work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
         )
-        row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
+        row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(split, K, splits)
+        lead = lead_of(row0, stride_am, A_CLASSES)
+        long_row, long_col, has_more = find_class(row0, M, stride_am, A_CLASSES)
+        k_first, k_last = k_range(split, K + lead, splits)
         a_batch = z % batch * a_step
         b_batch = z % batch * b_step
         for step in range(k_first, k_last):
@@ -166,7 +210,15 @@ def producer(
                 slot = stage * PARTS + part
                 for i in gl.static_range(2):
                     a_dst = a_smem.index(slot * 2 + i)
-                    if CLASSES > 1:
+                    if A_CLASSES > 1:
+                        row = long_row + i * WARPGROUP_M
+                        if a_class_desc is None:
+                            tma_load(a_desc, [0, row, long_col + k], bar, a_dst)
+                        elif has_more:
+                            tma_load(a_desc, [0, row, long_col + k], bar, a_dst)
+                        else:
+                            tma_load(a_class_desc, [0, row, long_col + k], bar, a_dst)
+                    elif CLASSES > 1:
                         if in_class:
                             row = row0 // CLASSES + i * WARPGROUP_M
                             dst = a_dst.reshape([WARPGROUP_M, 1, BLOCK_K])
@@ -180,7 +232,7 @@ def producer(
                 if B_K_MAJOR:
                     tma_load(b_desc, [b_batch, col0, k], bar, b_smem.index(slot))
                 else:
-                    tma_load(b_desc, [b_batch, k, col0], bar, b_smem.index(slot))
+                    tma_load(b_desc, [b_batch, k - lead, col0], bar, b_smem.index(slot))
             stage, phase = advance(stage, phase, STAGES)
 
 
@@ -191,6 +243,22 @@ def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
         return smem.reshape([ROWS, BLOCK_K])
     else:
         return smem.reshape([BLOCK_K, ROWS]).permute([1, 0])
+
+
+@gluon.jit
+def clear_outside(a, k, K):
+    """Makes zeros of the columns of a (64, BLOCK_K) slot of A that are outside [0, K).
+
+    The first column is at k. All warps of the consumer wait until each can see the zeros.
+    """
+    if (k < 0) | (k + BLOCK_K > K):
+        layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+        offs_k = k + gl.arange(0, BLOCK_K, gl.SliceLayout(0, layout))
+        inside = gl.expand_dims((offs_k >= 0) & (offs_k < K), 0)
+        x = a.load(layout)
+        a.store(gl.where(inside, x, gl.zeros_like(x)))
+        fence_async_shared()
+        barrier()
 
 
 @gluon.jit
@@ -335,10 +403,10 @@ def store_partial(ptr, acc):
 
 @gluon.jit
 def consumer(
-    output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides_c, epilogue,
+    output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
     INDEX: gl.constexpr,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
 ):  # fmt: skip
@@ -349,11 +417,11 @@ def consumer(
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole = sizes
     row_exp_step, col_exp_step = exp_steps
-    stride_cz, stride_cm = strides_c
+    stride_am, stride_cz, stride_cm = strides
     c_ptr, c_desc, c_smem, partial_ptr = output
     TAIL: gl.constexpr = partial_ptr is not None
     bias_ptr, residual_ptr = epilogue
-    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_m = count_row_tiles(M, A_CLASSES)
     tiles_n = gl.cdiv(N, BLOCK_N)
     items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
@@ -362,10 +430,13 @@ def consumer(
         pid_m, pid_n, z, split, splits = work_item(
             work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
         )
-        tile_row0, row_step, in_class, shift = tile_rows(pid_m, M, stride_cm, CLASSES, VECTOR)
+        tile_row0, row_step, in_class, shift = tile_rows(
+            pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR
+        )
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
-        k_first, k_last = k_range(split, K, splits)
+        lead = lead_of(tile_row0, stride_am, A_CLASSES)
+        k_first, k_last = k_range(split, K + lead, splits)
         if SCALED:  # asked for here, used after the main loop, which hides the latency
             row_exp = row_exp_ptr + (z % batch).to(gl.int64) * row_exp_step
             col_exp = col_exp_ptr + (z % batch).to(gl.int64) * col_exp_step
@@ -386,6 +457,8 @@ def consumer(
                 mbarrier.arrive(empty.index(stage))
             else:
                 a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
+                if A_CLASSES > 1:
+                    clear_outside(a, step * BLOCK_K - lead, K)
                 b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
                 pending = warpgroup_mma(a, b, acc, is_async=True)
                 acc = warpgroup_mma_wait(1, deps=(pending,))
@@ -444,33 +517,41 @@ def descriptor_type(box: tuple[int, ...], dtype: str) -> str:
 
 
 SIZES = ["M", "N", "K", "batch", "split_k", "whole"]
-STRIDES = ["stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step", "col_exp_step"]
-STRIDES += ["lo_offset"]
+STRIDES = ["stride_am", "stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step"]
+STRIDES += ["col_exp_step", "lo_offset"]
 
 
 @gluon.jit(do_not_specialize=[*SIZES, *STRIDES])  # TMA gains nothing from their divisibility
 def gemm_hopper_kernel(
-    a_desc, a_class_desc, b_desc,  # (batch, M, K) or (batch, K, M); (M // CLASSES, CLASSES, K)
+    a_desc,  # (batch, M, K) or (batch, K, M); by A_CLASSES (1, cdiv(M, A_CLASSES), a long row)
+    a_class_desc,  # (M // CLASSES, CLASSES, K); (1, M // A_CLASSES, a long row); or None
+    b_desc,  # (batch, N, K) or (batch, K, N)
     c_ptr,  # (batch, M, N); without a tail (split_k * batch, M, N), unscaled sums if split_k > 1
     c_desc,  # the same, or None
     partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
     M, N, K, batch, split_k, whole,
+    stride_am,  # read by A_CLASSES, or None
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    CLASSES: gl.constexpr,
+    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr, C_BUFFERS: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
+    A long row is A_CLASSES rows, up to the last that is read. a_desc has those of the classes that
+    have a row more than the others, which have theirs in a_class_desc.
     whole: tiles before the tail. split_k: programs that share a tile of the tail or, without one,
     every tile.
     SLICE_N: columns of C that are finished and stored at a time: 32, or 64 if TMA can.
     """
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
+    if A_CLASSES > 1:
+        gl.static_assert(A_K_MAJOR and not B_K_MAJOR and PARTS == 1)
+        gl.static_assert(CLASSES == 1 and c_desc is None)
     gl.static_assert(PARTS == 1 or (A_K_MAJOR and B_K_MAJOR))
     VECTOR: gl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -494,16 +575,16 @@ def gemm_hopper_kernel(
         outputs = ((c_ptr, c_desc, c_smem_0, partial_ptr), (c_ptr, c_desc, c_smem_1, partial_ptr))
     sizes = (M, N, K, batch, split_k, whole)
     exp_steps = (row_exp_step, col_exp_step)
-    strides_c = (stride_cz, stride_cm)
+    strides = (stride_am, stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
-                    exp_steps, strides_c, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES,
-                    VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+                    exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
+                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
-                    exp_steps, strides_c, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES,
-                    VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+                    exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
+                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
-                    stride_cm, BLOCK_N, GROUP_M, STAGES, PARTS, CLASSES, VECTOR,
+                    strides, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
                     partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip

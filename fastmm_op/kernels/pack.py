@@ -16,6 +16,9 @@ operand is, and has its sign, so that the sum is what IEEE arithmetic makes it.
 
 16-bit inputs are copied as they are.
 
+Batch items may be slabs of one K, each scaled by itself. K_total, batch * K otherwise, then says
+where the last of them ends.
+
 ``wrap`` more rows than there are repeat the first ones, for kernels/gemm_hopper.py reads across the
 end; only a single batch item may have them. They are blocks of their own, so that the rows of a
 block are neighbours in memory.
@@ -24,10 +27,18 @@ block are neighbours in memory.
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude, power_of_two
+from fastmm_op.kernels.common import (
+    NO_EXPONENT,
+    exponent_of,
+    finite_magnitude,
+    item_k,
+    power_of_two,
+)
 
 INF = tl.constexpr(float("inf"))
 FP16_TINY = tl.constexpr(2.0**-24)
+# Operands are not needed again: they leave L2 to what the GEMM will read, the packed ones.
+LAST_READ = tl.constexpr("evict_first")
 
 
 @triton.jit
@@ -96,7 +107,7 @@ def pack_rows_kernel(
     packed_ptr,  # (batch * R + wrap, PARTS * pitch)
     exp_ptr,  # (batch * R,) int32
     k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
-    R, K, wrap,
+    R, K, K_total, wrap,
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
@@ -108,6 +119,7 @@ def pack_rows_kernel(
     """
     blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     batch = (tl.program_id(0) // blocks_r).to(tl.int64)
+    K = item_k(K, K_total, batch)
     source, target, count = block_rows(tl.program_id(0) % blocks_r, R, wrap, BLOCK_R)
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
@@ -118,10 +130,12 @@ def pack_rows_kernel(
     x_ptr += batch * stride_xb + source * stride_xr
     if K_MAJOR:
         x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-        x = tl.load(x_ptrs, mask=mask_r[:, None] & (offs_k < K)[None, :], other=0.0)
+        mask = mask_r[:, None] & (offs_k < K)[None, :]
+        x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
     else:
         x_ptrs = x_ptr + (at_k[:, None] * stride_xk + at_r[None, :] * stride_xr)
-        x = tl.trans(tl.load(x_ptrs, mask=(offs_k < K)[:, None] & mask_r[None, :], other=0.0))
+        mask = (offs_k < K)[:, None] & mask_r[None, :]
+        x = tl.trans(tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ))
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS)
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
@@ -142,7 +156,7 @@ def row_max_kernel(
     x_ptr,  # (batch, R, K), any strides
     largest_ptr,  # (batch * R,) int32, NO_EXPONENT everywhere
     k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
-    R, K,
+    R, K, K_total,
     stride_xb, stride_xr, stride_xk,
     stride_k_exp, stride_moved,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -153,6 +167,7 @@ def row_max_kernel(
     blocks_r = tl.cdiv(R, BLOCK_R)
     first_k = tl.program_id(0) % blocks_k * BLOCK_K
     batch = (tl.program_id(0) // blocks_k // blocks_r).to(tl.int64)
+    K = item_k(K, K_total, batch)
     first_r = (tl.program_id(0) // blocks_k % blocks_r).to(tl.int64) * BLOCK_R
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
@@ -185,7 +200,7 @@ def pack_tiles_kernel(
     largest_ptr,  # (batch * R,) int32 of row_max_kernel, read if SCALED
     exp_ptr,  # (batch * R,) int32, written if SCALED
     k_exp_ptr, moved_ptr,  # as balance_kernel leaves them, read if SCALED
-    R, K, wrap,
+    R, K, K_total, wrap,
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
     SCALED: tl.constexpr, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -200,6 +215,7 @@ def pack_tiles_kernel(
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     first_k = tile % blocks_k * BLOCK_K
     batch = (tile // blocks_k // blocks_r).to(tl.int64)
+    K = item_k(K, K_total, batch)
     source, target, count = block_rows(tile // blocks_k % blocks_r, R, wrap, BLOCK_R)
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
@@ -210,7 +226,8 @@ def pack_tiles_kernel(
         at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
     x_ptr += batch * stride_xb + source * stride_xr + first_k.to(tl.int64) * stride_xk
     x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-    x = tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+    mask = mask_r[:, None] & mask_k[None, :]
+    x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]

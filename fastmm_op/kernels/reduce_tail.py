@@ -10,7 +10,8 @@ from fastmm_op.kernels.epilogue import activated, add_bias, add_residual
 @triton.jit
 def tile_of_c(
     tile_m, tile_n, M, N,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CLASSES: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    A_CLASSES: tl.constexpr, CLASSES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Where gemm_hopper_kernel's tile lies in C: its first row, distance of rows, and columns.
 
@@ -19,7 +20,10 @@ def tile_of_c(
     first_row = tile_m * BLOCK_M
     row_step = 1
     shift = 0
-    if CLASSES > 1:
+    if A_CLASSES > 1:
+        first_row = tile_m // A_CLASSES * (BLOCK_M * A_CLASSES) + tile_m % A_CLASSES
+        row_step = A_CLASSES
+    elif CLASSES > 1:
         if tile_m < M // (BLOCK_M * CLASSES) * CLASSES:
             row_class = tile_m % CLASSES
             first_row = tile_m // CLASSES * (BLOCK_M * CLASSES) + row_class
@@ -37,7 +41,8 @@ def reduce_tail_kernel(
     M, N, whole, tail_tiles,
     stride_row_exp, stride_col_exp,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, GROUP_M: tl.constexpr,
-    SPLITS: tl.constexpr, CLASSES: tl.constexpr, SCALED: tl.constexpr, ACTIVATION: tl.constexpr,
+    SPLITS: tl.constexpr, A_CLASSES: tl.constexpr, CLASSES: tl.constexpr,
+    SCALED: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows of a tile a program: summed in order, scaled, finished, rounded once.
 
@@ -46,13 +51,13 @@ def reduce_tail_kernel(
     VECTOR: tl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     chunks: tl.constexpr = BLOCK_M // BLOCK_R
     tail_tile = tl.program_id(0) // chunks
-    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_m = tl.cdiv(M, BLOCK_M * A_CLASSES) * A_CLASSES
     tiles_n = tl.cdiv(N, BLOCK_N)
     tile = whole + tail_tile
     item = (tile // (tiles_m * tiles_n)).to(tl.int64)
     tile_m, tile_n = tile_coordinates(tile % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
     first_row, row_step, first_column, shift = tile_of_c(
-        tile_m, tile_n, M, N, BLOCK_M, BLOCK_N, CLASSES, VECTOR
+        tile_m, tile_n, M, N, BLOCK_M, BLOCK_N, A_CLASSES, CLASSES, VECTOR
     )
 
     offs_r = tl.program_id(0) % chunks * BLOCK_R + tl.arange(0, BLOCK_R)  # in the tile

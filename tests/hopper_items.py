@@ -1,0 +1,107 @@
+"""What every program of gemm_hopper_kernel does, in Python.
+
+The interpreter cannot run Gluon, but the functions by which the kernel finds its work are plain
+arithmetic: here they run as Python.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FunctionType, SimpleNamespace
+
+import torch
+
+from fastmm_op.launches import Launch
+from fastmm_op.problem import cdiv
+
+BLOCK_M, BLOCK_K = 128, 64
+
+
+class Integer(int):
+    """An integer as kernels have them."""
+
+    def __mod__(self, other: int) -> "Integer":
+        return Integer(int(self) % other)
+
+    def to(self, dtype) -> "Integer":
+        return self
+
+
+def as_python(name: str) -> FunctionType:
+    """A scalar function of kernels/gemm_hopper.py that Python runs."""
+    from fastmm_op.kernels import gemm_hopper
+
+    gl = SimpleNamespace(where=lambda c, x, y: x if c else y, cdiv=cdiv, int32=None)
+    names = {"gl": gl, "BLOCK_M": BLOCK_M, "BLOCK_K": BLOCK_K}
+    for called in ("lead_of",):
+        function = getattr(gemm_hopper, called).fn
+        names[called] = FunctionType(function.__code__, names)
+    return FunctionType(getattr(gemm_hopper, name).fn.__code__, names)
+
+
+def arguments(step: Launch) -> dict:
+    """All arguments of a launch of gemm_hopper_kernel by name."""
+    from fastmm_op.launch import KERNELS
+
+    names = KERNELS["gemm_hopper"].arg_names
+    return dict(zip(names, step.args, strict=False)) | step.constexprs
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a program of gemm_hopper_kernel does at a time.
+
+    Attributes:
+        z: batch item (times splits, without a tail).
+        row0, col0: of C, where its tile starts.
+        rows, columns: of C, (128,) and (BLOCK_N,); -1 for those that C does not have.
+        first_step, last_step: the range of blocks of K, the first of which starts at -lead.
+        first_k, last_k: the range of K.
+        slot: which (128, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
+    """
+
+    z: int
+    row0: int
+    col0: int
+    rows: torch.Tensor
+    columns: torch.Tensor
+    first_step: int
+    last_step: int
+    first_k: int
+    last_k: int
+    slot: int | None
+
+
+def work_items(step: Launch) -> Iterator[Item]:
+    """Everything that a launch of gemm_hopper_kernel does, program by program."""
+    arg = arguments(step)
+    m, n, k, block_n = arg["M"], arg["N"], arg["K"], arg["BLOCK_N"]
+    vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
+    tiles_m, tiles_n = as_python("count_row_tiles")(m, arg["A_CLASSES"]), cdiv(n, block_n)
+    whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
+    tiles = tiles_m * tiles_n * arg["batch"]
+    for program in range(step.grid):
+        for work in range(program, as_python("count_work")(tiles, whole, split_k, tail), step.grid):
+            pid_m, pid_n, z, part, parts = as_python("work_item")(
+                work, tiles_m, tiles_n, arg["batch"], whole, split_k, arg["GROUP_M"], tail
+            )
+            row0, row_step, _, shift = as_python("tile_rows")(
+                pid_m, m, Integer(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
+            )
+            lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
+            first, last = as_python("k_range")(part, k + lead, parts)
+            rows = row0 + row_step * torch.arange(BLOCK_M)
+            columns = pid_n * block_n + shift + torch.arange(block_n)
+            outside = columns >= n + shift
+            columns = columns.where(columns < n, columns - n)
+            yield Item(
+                z,
+                row0,
+                pid_n * block_n + shift,
+                rows.where(rows < m, -1),
+                columns.where(~outside, -1),
+                first,
+                last,
+                max(first * BLOCK_K - lead, 0),
+                min(last * BLOCK_K - lead, k),
+                work - whole if tail and work >= whole else None,
+            )

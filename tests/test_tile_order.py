@@ -1,0 +1,64 @@
+"""How many rows of tiles are walked together, held against what L2 holds."""
+
+import pytest
+
+from fastmm_op.arch import ARCHES
+from fastmm_op.bench.cases import Case
+from fastmm_op.choices import Choice, Tile
+from fastmm_op.plan import make_plan
+from fastmm_op.tile_order import group_m
+
+
+def launched(arch: str, *sizes: int, dtype: str = "fp32", batch: int = 1) -> list:
+    case = Case("t", *sizes, dtype, "tf32" if dtype == "fp32" else dtype, batch=batch)
+    return list(make_plan(case.problem(ARCHES[arch])).launches)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "group"),
+    [
+        ((8205, 2949, 5921), 4),  # 35 MB of B, 4 MB a row of tiles
+        ((4096, 4096, 2048), 8),  # 17 MB, 2 MB
+        ((8192, 8192, 8192), 16),  # B alone is more than L2
+        ((4096, 768, 50257), 16),
+        ((16384, 64, 65536), 2),  # 8 MB of B, 34 MB of C a row of tiles
+    ],
+    ids=str,
+)
+def test_as_many_rows_as_leave_b_in_l2(sizes, group) -> None:
+    assert launched("sm_89", *sizes)[-1].constexprs["GROUP_M"] == group
+
+
+def test_a_split_needs_its_part_of_b_only() -> None:
+    p = Case("t", 4096, 65536, 512, "fp16", "fp16").problem(ARCHES["sm_89"])
+    tile = Tile("gemm", 128, 128, 32, 4, 4, 1.0)
+    assert group_m(p, Choice(False, False, tile, 1)) == 16
+    assert group_m(p, Choice(False, False, tile, 8)) == 8
+
+
+def test_hoppers_kernel_and_its_sum_agree() -> None:
+    launches = launched("sm_90", 4096, 4096, 2113)
+    assert [step.kernel for step in launches[-2:]] == ["gemm_hopper", "reduce_tail"]
+    assert {step.constexprs["GROUP_M"] for step in launches[-2:]} == {4}
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("sizes", "layout", "order"),
+    [
+        ((4100, 2949, 3001), "NN", ["row_max b", "pack_tiles b", "pack_rows a"]),
+        ((4100, 2949, 3001), "NT", ["pack_rows a", "pack_rows b"]),
+        ((4100, 2949, 3001), "TT", ["row_max a", "pack_tiles a", "pack_rows b"]),
+        (
+            (4100, 2949, 3001),
+            "TN",
+            ["row_max a", "pack_tiles a", "row_max b", "pack_tiles b"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_read_twice_is_packed_first(sizes, layout, order, arch) -> None:
+    """Whole: nothing else comes between its two readings."""
+    problem = Case("t", *sizes, "fp32", "tf32", layout).problem(ARCHES[arch])
+    packing = make_plan(problem).launches[1 : 1 + len(order)]
+    assert [f"{step.kernel} {step.args[0].buffer}" for step in packing] == order
