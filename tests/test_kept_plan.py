@@ -49,6 +49,7 @@ def test_every_choice_is_legal(sizes, layout, dtype, precision, arch, argument_n
         }
         assert ("packed_b" in buffers) is choice.pack_b
         assert ("b" in buffers) is not choice.pack_b
+        assert choice.slabs == 1, "a copy has whole rows"
         some += choice.pack_b
     assert some
 

@@ -313,6 +313,18 @@ def test_one_row_is_read_from_the_weight(layer, x, reads) -> None:
 
 
 @kernels
+def test_the_plain_op_where_it_is_faster(layer, x, reads, monkeypatch) -> None:
+    from fastmm_op import launch_kept
+
+    make_plan = launch_kept.make_plan
+    monkeypatch.setattr(
+        launch_kept, "make_plan", lambda problem: replace(make_plan(problem), seconds=-9.0)
+    )
+    check(layer, x)
+    assert reads == [False]
+
+
+@kernels
 def test_precision(device, copies_win, x, reads) -> None:
     """Packed for one precision, and not used in another."""
     layer = nn.Linear(K, N).to(device)
