@@ -6,7 +6,7 @@ BASE_PYTHON ?= python3
 # Evaluated at each use: `make setup test` must see the environment that setup made.
 PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(BASE_PYTHON))
 
-.PHONY: setup demo test lint bench codegen-matrix model ada-on-hopper ncu
+.PHONY: setup demo test lint bench bench-models codegen-matrix model ada-on-hopper ncu
 
 # A torch that is already importable is kept (a GPU machine has the build that its driver needs), and
 # the environment sees it. Without one, CI's pinned versions are installed, torch first: alone, its
@@ -53,6 +53,11 @@ ada-on-hopper:
 # Nsight Compute's counters of the seed-style kernel and of ours.
 ncu:
 	$(PYTHON) benchmarks/ncu_report.py
+
+# Whole models; needs transformers and timm for two of them.
+bench-models:
+	$(PYTHON) benchmarks/bench_models.py
+	$(PYTHON) benchmarks/report_models.py
 
 bench:
 	$(PYTHON) benchmarks/bench_matmul.py

@@ -1,12 +1,16 @@
 """Measure whole models: eager, torch.compile and the fastmm backend, checked before they are timed.
 
-    python benchmarks/bench_models.py [--workloads gpt2,vit] [--settings fp32,tf32,bf16] [--tiny]
+    python benchmarks/bench_models.py [--workloads gpt2,vit] [--settings fp32,tf32,bf16]
+        [--contenders eager,inductor,fastmm] [--add-to FILE] [--budget SECONDS] [--tiny]
 
 Logits and gradients are held against float64, the loss curves of 50 steps against eager's. Writes
-JSON after every model. Exit codes: 0 fine, 1 something was wrong or did not run, 2 bad arguments.
+JSON after every contender. A run may be done in parts: ``--add-to`` starts from the rows of an
+earlier results file of the same machine, and measures what is not there. Exit codes: 0 fine,
+1 something was wrong or did not run, 2 bad arguments.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -20,11 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_matmul import RESULTS, choose_device, positive_seconds
-from benchmarks.model_runs import CONTENDERS, SETTINGS, ModelRun
-from benchmarks.models import WORKLOADS
+from benchmarks.model_runs import CONTENDERS, FOR_INFERENCE, SETTINGS, ModelRun, Subject
+from benchmarks.models import WORKLOADS, Workload
 from fastmm_op.bench import environment
 from fastmm_op.bench.session import Reporter, write
 from fastmm_op.timing import Timer
+
+# What its rows lose and how its losses fall, the others are judged by.
+BASELINE = "eager"
+OURS = ("fastmm", "prepacked")
 
 
 def some_of(known):
@@ -58,8 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="small versions of the models")
     parser.add_argument("--steps", type=positive, default=50, help="of training, for loss curves")
     parser.add_argument("--seconds", type=positive_seconds, default=2.0, help="of timing each")
-    parser.add_argument("--budget", type=positive_seconds, help="start no model after SECONDS")
+    parser.add_argument("--budget", type=positive_seconds, help="start no contender after SECONDS")
     parser.add_argument("--out", type=Path, help="default benchmarks/results/<gpu>/models.json")
+    parser.add_argument("--add-to", type=Path, help="results whose rows are kept")
     parser.add_argument("--device", help="default cuda if there is one, else cpu")
     return parser
 
@@ -78,45 +87,96 @@ def main(argv: list[str] | None = None, timer: Timer | None = None, contenders=C
     name = "models_tiny.json" if options.tiny else "models.json"
     out = options.out or RESULTS / folder / name
     command = shlex.join(["python", "benchmarks/bench_models.py", *argv])
-    results = {"env": environment.describe(device, command), "tiny": options.tiny, "rows": []}
+    env = environment.describe(device, command)
+    try:
+        results = load(options.add_to, env, options.tiny)
+    except (OSError, ValueError) as error:
+        parser.error(f"--add-to {options.add_to}: {error}")
+    results["runs"].append(env)
     results["skipped"] = [
         reason for name in options.workloads if (reason := WORKLOADS[name].missing())
     ]
-    runs = [
-        (WORKLOADS[name], setting)
+    found = results["rows"]
+    asked = [
+        (name, setting, contender)
         for name in options.workloads
         if not WORKLOADS[name].missing()
         for setting in options.settings
+        for contender in contenders
+        if may_run(WORKLOADS[name], setting, contender)
+        and row_of(found, name, setting, contender) is None
     ]
-    reporter, timer, started = Reporter(len(runs)), timer or Timer(device), time.monotonic()
+    reporter, timer, started = Reporter(len(asked)), timer or Timer(device), time.monotonic()
     for reason in results["skipped"]:
         reporter.failed(f"skipped: {reason}")
+    subject, bad = None, False
     with reporter.progress:
-        for done, (workload, setting) in enumerate(runs):
+        for done, (name, setting, contender) in enumerate(asked):
             if options.budget and time.monotonic() - started > options.budget:
-                results["stopped"] = f"budget of {options.budget:g} s spent"
+                missing = len(asked) - done
+                env["stopped"] = f"budget of {options.budget:g} s spent: {missing} rows not run"
+                reporter.failed(env["stopped"])
                 break
-            reporter.starting(done, f"{workload.name} {setting}")
-            run = ModelRun(
-                workload, setting, device, options.tiny, options.steps, options.seconds, timer
-            )
-            rows = run.rows(contenders)
-            del run
-            for row in rows:
-                if "failed" in row:
-                    reporter.failed(f"FAILED {workload.name} {setting} {row['contender']}: "
-                                    f"{row['failed']}")  # fmt: skip
-            results["rows"] += rows
+            reporter.starting(done, f"{name} {setting} {contender}")
+            if subject is None or subject.workload.name != name:
+                subject = None  # its memory first
+                subject = Subject(WORKLOADS[name], device, options.tiny)
+            run = ModelRun(subject, setting, options.steps, options.seconds, timer)
+            baseline = None
+            if contender != BASELINE:
+                baseline = row_of(found, name, setting, BASELINE)
+            row = run.row(contender, contenders[contender], baseline)
+            if "failed" in row:
+                bad = True
+                reporter.failed(f"FAILED {name} {setting} {contender}: {row['failed']}")
+            found.append(row | {"run": len(results["runs"]) - 1})
             write(results, out)
     write(results, out)
     Console().print(table(results))
-    return int(any("failed" in row for row in results["rows"]))
+    return int(bad)
+
+
+def load(path: Path | None, env: dict, tiny: bool) -> dict:
+    """The results to add to: those of a file, without what failed in it, or none.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no results file, or one of another machine or size.
+    """
+    results = {"gpu": env["gpu"], "tiny": tiny, "runs": [], "rows": []}
+    if path is None:
+        return results
+    old = json.loads(path.read_text())
+    if not isinstance(old, dict) or not {"gpu", "tiny", "runs", "rows"} <= old.keys():
+        raise ValueError("it holds no results of models")
+    if old["tiny"] != tiny:
+        raise ValueError("one is of tiny models and the other is not")
+    for name in ("gpu", "torch", "triton"):
+        for run in old["runs"]:
+            if run[name] != env[name]:
+                raise ValueError(f"its {name} is {run[name]}, here it is {env[name]}")
+    results["runs"] = old["runs"]
+    results["rows"] = [row for row in old["rows"] if "failed" not in row]
+    return results
+
+
+def may_run(workload: Workload, setting: str, contender: str) -> bool:
+    """Prepacking is for inference, and not for autocast, whose weights are cast at each call."""
+    return contender not in FOR_INFERENCE or not (workload.trains or setting == "bf16")
+
+
+def row_of(rows: list[dict], workload: str, setting: str, contender: str) -> dict | None:
+    """The row of a contender, if there is one; rows that failed count too."""
+    wanted = (workload, setting, contender)
+    matching = (r for r in rows if (r["workload"], r["setting"], r["contender"]) == wanted)
+    return next(matching, None)
 
 
 def table(results: dict) -> Table:
     """A row a model and setting; milliseconds a step, and ours over the fastest of the others."""
-    found = Table(title=f"{results['env']['gpu']}: milliseconds a step")
-    names = list(dict.fromkeys(row["contender"] for row in results["rows"]))
+    found = Table(title=f"{results['gpu']}: milliseconds a step")
+    present = {row["contender"] for row in results["rows"]}
+    names = [name for name in CONTENDERS if name in present]
     for heading in ("model", "setting", *names, "x best other", "products taken"):
         found.add_column(heading, justify="left" if heading in ("model", "setting") else "right")
     groups: dict[tuple, dict] = {}
@@ -124,7 +184,7 @@ def table(results: dict) -> Table:
         groups.setdefault((row["workload"], row["setting"]), {})[row["contender"]] = row
     for (workload, setting), rows in groups.items():
         times = {name: row["ms"] for name, row in rows.items() if "failed" not in row}
-        others = [ms for name, ms in times.items() if name != "fastmm"]
+        others = [ms for name, ms in times.items() if name not in OURS]
         gain = "-"
         if others and "fastmm" in times:
             gain = f"{min(others) / times['fastmm']:.2f}"

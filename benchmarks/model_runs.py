@@ -2,15 +2,21 @@
 
 import copy
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+import fastmm_op
 from benchmarks.models import Workload
 from fastmm_op.bench.runner import finite, rounded
-from fastmm_op.compile import explain, options
+from fastmm_op.compile import activations, explain, options
+from fastmm_op.compile.graph_pass import Decision, MatmulPass
+from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timer, Timing, torch_tf32
 
 SETTINGS = ("fp32", "tf32", "bf16")
@@ -40,62 +46,54 @@ def fastmm(model: nn.Module) -> Callable:
     return torch.compile(model, options=options())
 
 
+def prepacked(model: nn.Module) -> Callable:
+    fastmm_op.prepack(model)
+    return torch.compile(model, options=options())
+
+
 # Eager first: what it loses is what the others are judged by.
-CONTENDERS = {f.__name__.replace("_", "-"): f for f in (eager, inductor, max_autotune, fastmm)}
+CONTENDERS = {
+    f.__name__.replace("_", "-"): f for f in (eager, inductor, max_autotune, fastmm, prepacked)
+}
+FOR_INFERENCE = ("prepacked",)
 
 
 @dataclass
-class ModelRun:
-    """A workload under a setting, on a device.
+class Subject:
+    """A workload on a device, and what float64 makes of it, computed once.
 
     Attributes:
         workload: the model and its data.
-        setting: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (autocast).
         device: where.
         tiny: the model's small version.
-        steps: of training, for the loss curves.
-        seconds: of timing, a contender.
-        timer: a ``timing.Timer`` or its like.
     """
 
     workload: Workload
-    setting: str
     device: torch.device
     tiny: bool
-    steps: int
-    seconds: float
-    timer: Timer | Callable[[Callable, float], Timing]
 
-    def __post_init__(self) -> None:
+    # All that follows is made when a row first needs it: what fails then is that row.
+
+    @cached_property
+    def initial(self) -> nn.Module:
         torch.manual_seed(SEED)
-        self.initial = self.workload.make(self.tiny).to(self.device)
-        self.data = tuple(x.to(self.device) for x in self.workload.data(self.tiny))
+        return self.workload.make(self.tiny).to(self.device)
+
+    @cached_property
+    def data(self) -> tuple[Tensor, ...]:
+        torch.manual_seed(SEED + 1)
+        return tuple(x.to(self.device) for x in self.workload.data(self.tiny))
+
+    @cached_property
+    def reference(self) -> list[Tensor]:
+        """``results`` in float64, of a part of the data at a time: all of it takes much memory."""
         exact = copy.deepcopy(self.initial).double()
-        data = tuple(x.double() if x.is_floating_point() else x for x in self.data)
-        self.reference = self.results(exact, lambda: exact(*data))
-
-    def rows(self, contenders: dict[str, Callable]) -> list[dict]:
-        """A row for each contender, eager's first."""
-        rows = []
-        for name, make in contenders.items():
-            row = {"workload": self.workload.name, "setting": self.setting, "contender": name}
-            rows.append(row)
-            try:
-                row |= self.measure(make, rows[0] if rows[0] is not row else None)
-                if name == "fastmm":
-                    row |= self.products()
-            except Exception as error:  # one contender's trouble must not end the run
-                row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            torch.compiler.reset()
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return rows
-
-    def forward(self, run: Callable) -> Tensor | tuple[Tensor, Tensor]:
-        """A forward pass under the setting: logits, or logits and loss."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting == "bf16"):
-            return run(*self.data)
+        data = (x.double() if x.is_floating_point() else x for x in self.data)
+        pieces = zip(*(x.chunk(self.workload.parts) for x in data), strict=True)
+        found = [self.results(exact, lambda piece=piece: exact(*piece)) for piece in pieces]
+        logits, *gradients = zip(*found, strict=True)
+        # The loss is a mean, and the pieces are alike.
+        return [torch.cat(logits), *(sum(parts) / len(parts) for parts in gradients)]
 
     def results(self, model: nn.Module, forward: Callable) -> list[Tensor]:
         """Logits in float64 and, of a model that trains, its gradients as one vector."""
@@ -106,16 +104,76 @@ class ModelRun:
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return [logits.detach().double(), torch.cat([g.double().flatten() for g in gradients])]
 
+
+@dataclass
+class ModelRun:
+    """A subject under a setting.
+
+    Attributes:
+        subject: model, data, reference.
+        setting: ``"fp32"``, ``"tf32"`` or ``"bf16"`` (autocast).
+        steps: of training, for the loss curves.
+        seconds: of timing, a contender.
+        timer: a ``timing.Timer`` or its like.
+    """
+
+    subject: Subject
+    setting: str
+    steps: int
+    seconds: float
+    timer: Timer | Callable[[Callable, float], Timing]
+
+    @property
+    def device(self) -> torch.device:
+        return self.subject.device
+
+    @property
+    def trains(self) -> bool:
+        return self.subject.workload.trains
+
+    def row(self, name: str, make: Callable, baseline: dict | None) -> dict:
+        """What one contender is worth; ``baseline`` is eager's row, unless this is eager's."""
+        row = {
+            "workload": self.subject.workload.name,
+            "setting": self.setting,
+            "contender": name,
+        }
+        started = time.monotonic()
+        try:
+            make_plan.cache_clear()
+            activations.patterns.cache_clear()
+            with pass_log() as log:
+                row |= self.measure(make, baseline)
+            if name == "fastmm":
+                row |= log.summary() or self.products()
+        except Exception as error:  # one contender's trouble must not end the run
+            row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        row["row_seconds"] = rounded(time.monotonic() - started, 3)
+        torch.compiler.reset()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return row
+
+    def forward(self, run: Callable) -> Tensor | tuple[Tensor, Tensor]:
+        """A forward pass under the setting: logits, or logits and loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting == "bf16"):
+            return run(*self.subject.data)
+
     def measure(self, make: Callable, baseline: dict | None) -> dict:
         """Errors, then (if they are allowed) times, memory and losses."""
-        model = copy.deepcopy(self.initial)
+        model = copy.deepcopy(self.subject.initial)
+        reference = self.subject.reference
         with torch_tf32(self.setting == "tf32"):
+            started = time.monotonic()
             run = make(model)
-            found = self.results(model, lambda: self.forward(run))
-            errors = [normwise(*pair) for pair in zip(found, self.reference, strict=True)]
+            found = self.subject.results(model, lambda: self.forward(run))
+            self.wait()
+            row = {"first_call_seconds": rounded(time.monotonic() - started, 3)}
+            errors = [normwise(*pair) for pair in zip(found, reference, strict=True)]
             del found
             names = ("logits_error", "gradient_error")
-            row = {name: finite(error) for name, error in zip(names, errors, strict=False)}
+            row |= {name: finite(error) for name, error in zip(names, errors, strict=False)}
             for name, error in zip(names, errors, strict=False):
                 allowed = plausible(self.setting)
                 if baseline and name in baseline:
@@ -124,13 +182,17 @@ class ModelRun:
                 if not error <= allowed:
                     return row | {"failed": f"{name} is {error:.2e}, allowed {allowed:.2e}"}
             row |= self.time(model, run)
-            if self.workload.trains:
-                row |= self.train(make, baseline)
+            if self.trains:
+                row |= self.train(model, run, baseline)
         return row
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def time(self, model: nn.Module, run: Callable) -> dict:
         """Milliseconds of a step, and the most memory that it held."""
-        if self.workload.trains:
+        if self.trains:
             step = self.training_step(model, run)
         else:
 
@@ -164,26 +226,83 @@ class ModelRun:
 
         return step
 
-    def train(self, make: Callable, baseline: dict | None) -> dict:
-        """The loss curve from the common start, held against eager's."""
-        model = copy.deepcopy(self.initial)
-        step = self.training_step(model, make(model))
+    def train(self, model: nn.Module, run: Callable, baseline: dict | None) -> dict:
+        """The loss curve from the common start, held against eager's.
+
+        The model is the one that was timed, set back: another would be compiled once more.
+        """
+        model.load_state_dict(self.subject.initial.state_dict())
+        step = self.training_step(model, run)
         losses = torch.stack([step() for _ in range(self.steps)]).tolist()
         row = {"losses": [rounded(loss, 6) for loss in losses]}
         if baseline and "losses" in baseline:
-            pairs = zip(losses, baseline["losses"], strict=True)
+            pairs = list(zip(losses, baseline["losses"], strict=False))
             apart = max(abs(loss - other) for loss, other in pairs) / abs(losses[0])
             row["losses_apart"] = finite(apart)
+            row["losses_compared"] = len(pairs)
             if not apart <= LOSS_TOLERANCE:
                 row["failed"] = f"the loss curve is {apart:.3f} of the first loss from eager's"
         return row
 
     def products(self) -> dict:
-        """How many matrix products there are, and how many of them fastmm took."""
-        run = explain(copy.deepcopy(self.initial))
-        with torch_tf32(self.setting == "tf32"), torch.set_grad_enabled(self.workload.trains):
-            report = self.forward(run)
-        return {"products": len(report.decisions), "products_taken": len(report.taken)}
+        """``PassLog.summary`` of a model whose compiled code was found in a cache."""
+        make_plan.cache_clear()
+        activations.patterns.cache_clear()
+        run = explain(copy.deepcopy(self.subject.initial))
+        tf32, grad = torch_tf32(self.setting == "tf32"), torch.set_grad_enabled(self.trains)
+        with tf32, grad, pass_log() as log:
+            self.forward(run)
+        return log.summary()
+
+
+@dataclass
+class PassLog:
+    """What fastmm's passes did.
+
+    Attributes:
+        seconds: of each run of a pass over a graph.
+        decisions: about products, in order.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def summary(self) -> dict:
+        """How many products there are, how many fastmm took, and the seconds that asking took.
+
+        Nothing if no pass was run.
+        """
+        if not self.seconds:
+            return {}
+        return {
+            "products": len(self.decisions),
+            "products_taken": sum(decision.verdict.take for decision in self.decisions),
+            "pass_seconds": rounded(sum(self.seconds), 3),
+        }
+
+
+@contextmanager
+def pass_log() -> Iterator[PassLog]:
+    """What fastmm's passes do while this is open."""
+    log, call = PassLog(), MatmulPass.__call__
+
+    def logged(self, graph) -> None:
+        given, self.record = self.record, []
+        started = time.perf_counter()
+        try:
+            call(self, graph)
+        finally:
+            log.seconds.append(time.perf_counter() - started)
+            log.decisions += self.record
+            if given is not None:
+                given += self.record
+            self.record = given
+
+    MatmulPass.__call__ = logged
+    try:
+        yield log
+    finally:
+        MatmulPass.__call__ = call
 
 
 def plausible(setting: str) -> float:
@@ -192,4 +311,5 @@ def plausible(setting: str) -> float:
 
 
 def normwise(got: Tensor, want: Tensor) -> float:
-    return ((got - want).norm() / want.norm()).item()
+    """||got - want|| / ||want||; got is overwritten."""
+    return (got.sub_(want).norm() / want.norm()).item()

@@ -20,6 +20,8 @@ class Workload:
             returns logits, and a loss if it trains.
         data: of ``tiny``; returns the module's arguments on the CPU.
         needs: a package that has to be installed, or None.
+        parts: equal parts of the data that do not depend on each other, and by which the loss is a
+            mean; float64 is asked about one at a time.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Workload:
     make: Callable[[bool], nn.Module]
     data: Callable[[bool], tuple[Tensor, ...]]
     needs: str | None = None
+    parts: int = 1
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -130,9 +133,14 @@ def vit(tiny: bool) -> nn.Module:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("gpt2", True, GPT2, gpt2_data, "transformers"),
+        Workload("gpt2", True, GPT2, gpt2_data, "transformers", parts=8),
         Workload(
-            "vit", False, vit, lambda tiny: (torch.randn(1 if tiny else 64, 3, 224, 224),), "timm"
+            "vit",
+            False,
+            vit,
+            lambda tiny: (torch.randn(1 if tiny else 64, 3, 224, 224),),
+            "timm",
+            parts=4,
         ),
         Workload(
             "llama_block",

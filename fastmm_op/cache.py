@@ -33,7 +33,7 @@ from fastmm_op.search import STAGES, legal
 FORMAT = 1
 # What turns a choice into machine code, relative to this file: a time measured with other kernels
 # says nothing about these. Neither the driver nor the cost model is among it.
-SOURCES = ("kernels/*.py", "choices.py", "packing.py", "plan.py", "tile_order.py")
+SOURCES = ("kernels/*.py", "choices.py", "kept.py", "packing.py", "plan.py", "tile_order.py")
 
 _warned: set[Path] = set()
 _warning = threading.Lock()

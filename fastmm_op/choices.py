@@ -213,9 +213,10 @@ def choices(problem: Problem) -> Iterator[Choice]:
         packings = [(False, False), (True, True)] if problem.parts else [(False, False)]
     else:
         # On Hopper aligned operands may be worth packing too: TMA reads rows that start inside a
-        # memory sector more slowly, and row classes read past B's end.
+        # memory sector more slowly, and row classes read past B's end. A packed B at hand is free.
         a_ways = [False] if is_aligned(problem.a, dtype) and not arch.tma else [False, True]
-        b_ways = [False] if is_aligned(problem.b, dtype) and not arch.tma else [False, True]
+        b_as_it_is = is_aligned(problem.b, dtype) and not (arch.tma or problem.prepacked)
+        b_ways = [False] if b_as_it_is else [False, True]
         packings = [(a, b) for a in a_ways for b in b_ways]
     for pack_a, pack_b in packings:
         kind = operand_kind(problem, pack_a, pack_b)
@@ -243,7 +244,8 @@ def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
     packs_numbers = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
     operands = (problem.a, problem.b)
     expanded = any(x.k_stride == 0 for x in operands)
-    if not packs_numbers or problem.batch > 1 or choice.split > 1 or expanded:
+    whole_rows = problem.prepacked or problem.batch > 1
+    if not packs_numbers or whole_rows or choice.split > 1 or expanded:
         return
     few = count_tiles(problem, choice) < problem.arch.sms
     twice = [longest_row_in_registers(x) for x in operands]

@@ -69,7 +69,7 @@ def estimate(problem: Problem, choice: Choice) -> float:
     else:
         seconds += balance_seconds(problem) if is_scaled(problem, choice) else 0.0
         seconds += pack_seconds(problem, "a") if choice.pack_a else 0.0
-        seconds += pack_seconds(problem, "b") if choice.pack_b else 0.0
+        seconds += pack_seconds(problem, "b") if choice.pack_b and not problem.prepacked else 0.0
         seconds += gemm_seconds(problem, choice)
     if choice.split > 1:
         seconds += launch + reduce_seconds(problem, choice.split)
@@ -83,7 +83,12 @@ def is_scaled(problem: Problem, choice: Choice) -> bool:
 
 
 def balance_seconds(problem: Problem) -> float:
-    """A launch; the samples are read in one step, or at a share of the bandwidth if K is long."""
+    """A launch; the samples are read in one step, or at a share of the bandwidth if K is long.
+
+    With B packed before, K has been balanced; what is left is to prepare A's maxima, if A has any.
+    """
+    if problem.prepacked:
+        return problem.arch.launch_seconds if packing_passes(problem, "a") == 2 else 0.0
     sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype] * balance_groups(problem)
     bandwidth = BALANCE_BANDWIDTH * problem.arch.bandwidth
     return problem.arch.launch_seconds + sampled / bandwidth

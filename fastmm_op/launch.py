@@ -19,7 +19,7 @@ from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.compat import current_device, current_raw_stream, empty_strided_cuda
 from fastmm_op.kernels import balance, gemm, gemv, pack, reduce_tail
 from fastmm_op.kernels.common import INTERPRETED
-from fastmm_op.launches import Descriptor, Plan, Pointer
+from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
@@ -28,6 +28,7 @@ from fastmm_op.triton_compat import compile_together, hooks_installed
 
 KERNELS = {
     "balance": balance.balance_kernel,
+    "forget": balance.forget_kernel,
     "pack_rows": pack.pack_rows_kernel,
     "row_max": pack.row_max_kernel,
     "pack_tiles": pack.pack_tiles_kernel,
@@ -107,6 +108,7 @@ def run_plan(
     out: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    packed_b: Tensor | None = None,
 ) -> list[CompiledLaunch | None]:
     """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
 
@@ -115,12 +117,24 @@ def run_plan(
         out: contiguous, of a's dtype, batch * M * N elements; written.
         bias, residual: what the problem's epilogue has of them: (N,), and as out; contiguous and
             16-byte aligned.
+        packed_b: of a plan for a ``prepacked`` problem: b's packed copy, uint8.
 
     Returns:
         What starts the same kernels again faster (Nones when interpreted).
     """
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=a.device)
-    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual}
+    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual, "packed_b": packed_b}
+    return run_launches(plan.launches, plan.workspace_bytes, buffers, a.device)
+
+
+def run_launches(
+    launches: tuple[Launch, ...],
+    workspace_bytes: int,
+    buffers: dict[str, Tensor | None],
+    device: torch.device,
+) -> list[CompiledLaunch | None]:
+    """As ``run_plan``, with all buffers but the workspace by their names in ``Pointer``."""
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
+    in_bytes = {"workspace": workspace, "packed_b": buffers.get("packed_b")}
 
     def resolve(arg):
         if isinstance(arg, Descriptor):
@@ -128,8 +142,8 @@ def run_plan(
                 resolve(arg.pointer), arg.shape, arg.strides, arg.box, arg.pointer.dtype
             )
         if isinstance(arg, Pointer):
-            if arg.buffer == "workspace":
-                return workspace[arg.offset :].view(TORCH_DTYPES[arg.dtype])
+            if arg.buffer in in_bytes:
+                return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])
             return buffers[arg.buffer]
         return arg
 
@@ -140,12 +154,12 @@ def run_plan(
             [resolve(arg) for arg in step.args],
             {**step.constexprs, "num_warps": step.num_warps, "num_stages": step.num_stages},
         )
-        for step in plan.launches
+        for step in launches
     ]
     if not INTERPRETED:
         compile_together(kernels)
     started = []
-    for step, (kernel, grid, args, options) in zip(plan.launches, kernels, strict=True):
+    for step, (kernel, grid, args, options) in zip(launches, kernels, strict=True):
         compiled = kernel[grid](*args, **options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
@@ -182,17 +196,29 @@ class Call:
         self.fastest: list[Callable] = []
 
     def __call__(
-        self, a: Tensor, b: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        packed_b: Tensor | None = None,
     ) -> Tensor:
         if self.device_index < 0 or self.device_index == current_device():
-            return self.run(a, b, bias, residual)
+            return self.run(a, b, bias, residual, packed_b)
         with torch.cuda.device(self.device):
-            return self.run(a, b, bias, residual)
+            return self.run(a, b, bias, residual, packed_b)
 
-    def run(self, a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    def run(
+        self,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        packed_b: Tensor | None,
+    ) -> Tensor:
         if self.kernels is None:
             out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
-            self.first_run(a, b, out, bias, residual)
+            self.first_run(a, b, out, bias, residual, packed_b)
             return out
         if self.fold_copies:
             a, b = contract.fold(a, b)
@@ -202,6 +228,8 @@ class Call:
             addresses["bias"] = bias.data_ptr()
         if residual is not None:
             addresses["residual"] = residual.data_ptr()
+        if packed_b is not None:
+            addresses["packed_b"] = packed_b.data_ptr()
         if self.plan.workspace_bytes:
             workspace = empty_strided_cuda((self.plan.workspace_bytes,), (1,), torch.uint8)
             addresses["workspace"] = workspace.data_ptr()
@@ -217,6 +245,7 @@ class Call:
         out: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
+        packed_b: Tensor | None,
     ) -> None:
         before = a.data_ptr(), b.data_ptr()
         if self.is_matrix_product:
@@ -230,7 +259,7 @@ class Call:
         if self.plan.strategy == "zero":
             out.zero_()
             return
-        started = run_plan(self.plan, a, b, out, bias, residual)
+        started = run_plan(self.plan, a, b, out, bias, residual, packed_b)
         if None not in started:
             self.fastest = [kernel.fastest for kernel in started]
             self.kernels = started

@@ -11,10 +11,11 @@ class Pointer:
     """A kernel argument: an address inside one of the buffers of a call.
 
     Attributes:
-        buffer: ``"a"``, ``"b"``, ``"c"``, ``"bias"``, ``"residual"`` or ``"workspace"``.
+        buffer: ``"a"``, ``"b"``, ``"c"``, ``"bias"``, ``"residual"``, ``"workspace"`` or
+            ``"packed_b"``, which an earlier plan has filled (kept.py).
         dtype: of the elements there.
         offset: bytes from the start of the buffer.
-        elements: how many a piece of the workspace has; None elsewhere.
+        elements: how many a piece of the workspace, or of packed_b, has; None elsewhere.
     """
 
     buffer: str
@@ -86,12 +87,17 @@ class Plan:
 
 
 class Workspace:
-    """Hands out aligned pieces of a call's scratch memory while a plan is written."""
+    """Hands out aligned pieces of a call's scratch memory while a plan is written.
 
-    def __init__(self) -> None:
+    Args:
+        buffer: another buffer to hand out pieces of.
+    """
+
+    def __init__(self, buffer: str = "workspace") -> None:
+        self.buffer = buffer
         self.size = 0
 
     def take(self, elements: int, dtype: str) -> Pointer:
-        pointer = Pointer("workspace", dtype, self.size, elements)
+        pointer = Pointer(self.buffer, dtype, self.size, elements)
         self.size += round_up(elements * ITEMSIZE[dtype], 256)
         return pointer

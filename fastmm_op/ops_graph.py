@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastmm_op import ops, ops_linear
 
 
-def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An implementation whose own calls of ATen cast nothing: what has no kernel goes on to it."""
 
     @wraps(implementation)
@@ -39,8 +39,8 @@ def _register(op: torch._ops.OpOverloadPacket, page) -> None:
     in_graph = getattr(torch.ops.fastmm, name)
     cuda = page._triton_impl if ops.HAVE_TRITON else page._aten_impl
     cpu = page._triton_impl if ops.INTERPRETED else page._aten_impl
-    ops._lib.impl(name, _without_autocast(cuda), "CUDA")
-    ops._lib.impl(name, _without_autocast(cpu), "CPU")
+    ops._lib.impl(name, without_autocast(cuda), "CUDA")
+    ops._lib.impl(name, without_autocast(cpu), "CPU")
     torch.library.register_fake(f"fastmm::{name}", page._fake, lib=ops._lib)
     # Compilers differentiate before they trace; this is for whoever runs a graph as it is.
     torch.library.register_autograd(

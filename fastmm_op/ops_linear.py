@@ -126,7 +126,6 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("fastmm::linear", _backward, setup_context=_setup_context, lib=_lib)
 
 
-@torch.library.register_vmap("fastmm::linear", lib=_lib)
 def _vmap(
     info,
     in_dims,
@@ -162,6 +161,9 @@ def _vmap(
         y = y + bias.reshape(bias.shape[0], *[1] * (x.dim() - 2), bias.shape[-1])
     y = aten.activate(y, activation)
     return (y if residual is None else y + residual), 0
+
+
+torch.library.register_vmap("fastmm::linear", _vmap, lib=_lib)
 
 
 def _autocast(device_type: str):

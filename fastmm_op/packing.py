@@ -12,6 +12,8 @@ PACK_ALIGNMENT = 64
 ROW_MAX_BLOCKS = {True: (16, 512), False: (128, 64)}
 # Of K, a program that balances the operands looks at so much.
 BALANCE_BLOCK = 128
+# Maxima that a program of the forget kernel prepares.
+FORGET_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,13 @@ def balance_operands(
         num_warps=8,
     )
     return balance, launch
+
+
+def forget_launch(maxima: Pointer) -> Launch:
+    """Prepares a Balance's maxima where no ``balance`` launch does."""
+    return Launch(
+        "forget", cdiv(maxima.elements, FORGET_BLOCK), (maxima, maxima.elements), {}, num_warps=4
+    )
 
 
 def balance_groups(problem: Problem) -> int:

@@ -66,6 +66,7 @@ def patch(model: nn.Module, *, precision: str | None = None) -> Report:
     changed, left_alone = [], {}
     for name, module in named_modules(model):
         if is_patched(module):
+            vars(module).pop("fastmm_kept", None)
             module.fastmm_precision = precision
             changed.append(name)
         elif looks_linear(module):
@@ -94,6 +95,7 @@ def unpatch(model: nn.Module) -> Report:
         if is_patched(module):
             module.__class__ = type(module).original
             del module.fastmm_precision
+            vars(module).pop("fastmm_kept", None)
             changed.append(name)
         elif isinstance(module, _Patched):
             left_alone[name] = f"its class {type(module).__name__} was derived after patch"
@@ -153,17 +155,39 @@ def torchs_precision() -> str:
 
 
 class _Patched:
-    """A module whose products ``fastmm_op.linear`` computes."""
+    """A module whose products ``fastmm_op.linear`` computes.
+
+    Attributes:
+        fastmm_precision: as ``patch`` was given it.
+        fastmm_kept: the weight's packed copy (prepacking.Kept), where ``prepack`` made one.
+    """
 
     fastmm_precision: str | None
+    fastmm_kept = None
+
+    def fastmm_weight(self) -> Tensor:
+        """The weight as (N, K)."""
+        return self.weight
 
     def fastmm_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         precision = self.fastmm_precision or torchs_precision()
+        kept = self.fastmm_kept
+        if kept is not None and kept.serves(x, weight, self.bias, precision):
+            return kept.linear(x, weight, self.bias, precision)
         return linear(x, weight, self.bias, precision=precision)
+
+    def _apply(self, fn, recurse: bool = True):
+        module = super()._apply(fn, recurse)
+        # Moved or cast: an old copy is never used, and this is the time to free its memory. Twice
+        # cast, the weight may be back at its address, and PyTorch has counted nothing.
+        if self.fastmm_kept is not None and not self.fastmm_kept.is_current(self.fastmm_weight()):
+            del self.fastmm_kept
+        return module
 
     def extra_repr(self) -> str:
         said = super().extra_repr()
         mine = f"fastmm precision={self.fastmm_precision!r}"
+        mine += ", prepacked" if self.fastmm_kept is not None else ""
         return f"{said}, {mine}" if said else mine
 
 
@@ -198,6 +222,9 @@ class _PatchedConv1D(_Patched):
         if not serves(x, self.weight):
             return super().forward(x)
         return self.fastmm_linear(x, self.weight.mT)
+
+    def fastmm_weight(self) -> Tensor:
+        return self.weight.mT
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         # The class was made here and now; another process has to make its own.

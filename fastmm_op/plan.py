@@ -29,6 +29,7 @@ from fastmm_op.epilogue import (
     slice_columns,
 )
 from fastmm_op.estimate import estimate
+from fastmm_op.kept import KEPT_ALIGNMENT, keep, kept_balance
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer, Workspace
 from fastmm_op.packing import (
     PACK_ALIGNMENT,
@@ -104,8 +105,9 @@ def product_launches(
     launches = []
     balance = None
     if problem.dtype == "fp32" and choice.pack_a and choice.pack_b:
-        balance, launch = balance_operands(problem, k_total, workspace)
-        launches.append(launch)
+        make_balance = kept_balance if problem.prepacked else balance_operands
+        balance, launch = make_balance(problem, k_total, workspace)
+        launches += [launch] if launch else []
     a, pack_a = gemm_operand(problem, choice, "a", balance, k_total, workspace)
     b, pack_b = gemm_operand(problem, choice, "b", balance, k_total, workspace)
     # What is read twice goes first: L2 keeps it for its second reading, and then what was packed.
@@ -138,7 +140,11 @@ def gemm_operand(
     k_total: int,
     workspace: Workspace,
 ) -> tuple[GemmOperand, list[Launch]]:
-    """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it."""
+    """What the GEMM reads for ``"a"`` or ``"b"``, and the launches that prepare it.
+
+    A packed B that is at hand needs none. The GEMM takes one distance from hi to lo for both
+    operands, so A is packed with B's pitch then.
+    """
     tile = choice.tile
     layout, packed, slack = (
         (problem.a, choice.pack_a, tile.block_m)
@@ -148,7 +154,9 @@ def gemm_operand(
     if not packed:
         strides = (layout.batch_stride, layout.row_stride, layout.k_stride)
         return GemmOperand(Pointer(buffer, problem.dtype), None, *strides), []
-    alignment = max(PACK_ALIGNMENT, tile.block_k)
+    if buffer == "b" and problem.prepacked:
+        return keep(problem).operand, []
+    alignment = KEPT_ALIGNMENT if problem.prepacked else max(PACK_ALIGNMENT, tile.block_k)
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
@@ -454,6 +462,7 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
             what = f"read as it is, its rows in {of_a} classes of equal alignment"
         if packed:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
+            what += " before, and kept" if name == "b" and problem.prepacked else ""
         said.append(f"{name} is {aligned}: {what}")
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")

@@ -82,6 +82,7 @@ class Problem:
         a, b: the operands' layouts.
         arch: the card.
         epilogue: what is done to the product.
+        prepacked: whether a packed copy of B, made before, is at hand (kept.py); B is there too.
     """
 
     batch: int
@@ -94,6 +95,7 @@ class Problem:
     b: Operand
     arch: Arch
     epilogue: Epilogue = Epilogue()
+    prepacked: bool = False
 
     @property
     def flops(self) -> int:

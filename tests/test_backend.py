@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional as F
 from torch.testing import FileCheck
 from torch.utils.checkpoint import checkpoint
@@ -252,6 +253,23 @@ def test_activation_checkpointing(calls, device) -> None:
     assert [call.shapes for call in calls].count(forward) == 2
 
 
+def test_deterministic_mode(calls, device) -> None:
+    """Nothing of the ops' depends on an order that varies: they run, with the same results."""
+    model, x = mlp(device), leaf(6, 7, device=device)
+    want = gradients(torch.compile(model, backend=graphs, fullgraph=True), x)
+    torch._dynamo.reset()
+    seen = len(calls)
+    torch.use_deterministic_algorithms(True)
+    try:
+        compiled = torch.compile(model, backend=graphs, fullgraph=True)
+        for _ in range(2):
+            for got, expected in zip(gradients(compiled, x), want, strict=True):
+                assert torch.equal(got, expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(calls) == 3 * seen
+
+
 def test_ddp(calls, tmp_path) -> None:
     """Dynamo splits a DDP model's graph at its buckets, and compiles each part."""
 
@@ -260,19 +278,30 @@ def test_ddp(calls, tmp_path) -> None:
             return super().forward(x)
 
     model, x = Model(nn.Linear(7, 600), nn.Linear(600, 600), nn.Linear(600, 5)), leaf(6, 7)
-    want = gradients(model, x)
+    out, *want = gradients(model, x)
     store = f"file://{tmp_path}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     wrapped = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1)
-    compiled_graphs = []
+    compiled_graphs, buckets = [], []
+
+    def hook(state, bucket):
+        buckets.append(bucket.index())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    wrapped.register_comm_hook(None, hook)
 
     def counting(graph, inputs):
         compiled_graphs.append(graph)
         return graphs(graph, inputs)
 
     try:
-        assert_same(gradients(torch.compile(wrapped, backend=counting), x), want)
+        got = torch.compile(wrapped, backend=counting)(x)
+        # DDP's hooks are those of .grad: torch.autograd.grad would not call them.
+        weights = torch.linspace(-1, 1, got.numel()).view(got.shape)
+        (got * weights).sum().backward()
+        assert_same([got, x.grad, *(p.grad for p in model.parameters())], [out, *want])
         assert len(compiled_graphs) == 2
+        assert buckets, "gradients went through DDP's hook"
         assert len(calls) == 9
     finally:
         del wrapped
@@ -480,7 +509,8 @@ def test_another_precision_is_another_graph(calls, device) -> None:
 
 @pytest.mark.compiled  # once is enough: a C++ compiler works for this one
 def test_aotinductor(tmp_path) -> None:
-    model = nn.Linear(7, 5, bias=False)
+    """Both ops, with what AOTInductor has to write down: texts, and tensors that are not there."""
+    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5, bias=False))
     x = torch.randn(6, 7)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
     settings = options(options={"aot_inductor.compile_wrapper_opt_level": "O0"}, always=True)
@@ -489,13 +519,18 @@ def test_aotinductor(tmp_path) -> None:
     )
     torch.save((x, model(x)), tmp_path / "want.pt")
     code = (
-        "import torch, fastmm_op; from fastmm_op import aten; calls = []; real = aten.matmul\n"
-        "aten.matmul = lambda *args: calls.append(args) or real(*args)\n"
+        "import torch, fastmm_op; from fastmm_op import aten; calls = []\n"
+        "for name in ('matmul', 'linear'):\n"
+        "    def spy(*args, name=name, real=getattr(aten, name)):\n"
+        "        calls.append((name, *args[-2:]))\n"
+        "        return real(*args)\n"
+        "    setattr(aten, name, spy)\n"
         f"x, want = torch.load({str(tmp_path / 'want.pt')!r})\n"
         f"model = torch._inductor.aoti_load_package({path!r})\n"
         "assert torch.allclose(model(x), want, atol=1e-6)\n"
         "assert torch.allclose(model(x[:4]), want[:4], atol=1e-6)\n"
-        "assert len(calls) == 2 and calls[0][2] == 'fp32', calls\n"
+        "assert [call[0] for call in calls] == ['linear', 'matmul'] * 2, calls\n"
+        "assert calls[0][1:] == ('relu', 'fp32') and calls[1][2] == 'fp32', calls\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

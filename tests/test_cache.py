@@ -152,7 +152,7 @@ def test_every_field_of_a_problem_counts(folder, field) -> None:
         "a": dataclasses.replace(p.a, pointer_alignment=4),
         "b": dataclasses.replace(p.b, row_stride=2),
         "arch": dataclasses.replace(p.arch, sms=127),
-        "epilogue": Epilogue(activation="relu"),
+        "epilogue": Epilogue(activation="relu"), "prepacked": True,
     }  # fmt: skip
     silently_absent(dataclasses.replace(p, **{field: others[field]}))
     assert cache.lookup(p, CARD) is not None

@@ -323,3 +323,21 @@ def test_the_main_loop_is_found() -> None:
     row = command.report(hopper, best(hopper, pack=True, kernel="gemm_hopper")["gemm_hopper"])
     assert row["mma"] == 4, "BLOCK_K of 64 in steps of 16"
     assert row["tma_loads"] > 0
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_a_prepacked_weight(precision, arch) -> None:
+    """What packs it once, and the calls that read it: long K, so that maxima are prepared too."""
+    from fastmm_op.kept import keep
+
+    p = Problem(
+        1, 2000, 1025, 9001, "fp32", precision, Operand(0, 9001, 1), Operand(0, 9001, 1),
+        ARCHES[arch], Epilogue(bias=True), prepacked=True,
+    )  # fmt: skip
+    packed = [c for c in choices(p) if c.pack_b and c.split == c.tail_split == 1]
+    plan = write_plan(p, min(packed, key=lambda c: estimate(p, c)))
+    assert [step.kernel for step in plan.launches][:-1] == ["forget", "row_max", "pack_tiles"]
+    assert [step.kernel for step in keep(p).launches] == ["forget", "row_max", "pack_tiles"]
+    for step in (*keep(p).launches, *plan.launches):
+        compiled(p, step)

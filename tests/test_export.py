@@ -465,7 +465,8 @@ def test_the_same_machine_code(arch, tmp_path, monkeypatch) -> None:
             assert instructions(theirs.asm["ptx"]) == instructions(ours.asm["ptx"]), key
             assert codegen.resources(theirs) == codegen.resources(ours), key
     if arch == "sm_89":
-        assert {key[1] for key in done} == {*codegen.KERNELS} - {"gemm_hopper", "reduce_tail"}
+        elsewhere = {"gemm_hopper", "reduce_tail", "forget"}
+        assert {key[1] for key in done} == {*codegen.KERNELS} - elsewhere
 
 
 def instructions(ptx: str) -> list[str]:

@@ -128,6 +128,8 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         k_exp = span((batch, arg["K"]), (arg["stride_k_exp"], 1))
         moved = moved_elements(batch, arg)
         return {"largest_ptr": batch * arg["R"], "k_exp_ptr": k_exp, "moved_ptr": moved}
+    if step.kernel == "forget":
+        return {"largest_ptr": arg["count"]}
     if step.kernel == "balance":
         groups = step.grid // -(-arg["K"] // arg["BLOCK_K"])
         exponents = dict.fromkeys(("a_exp_ptr", "b_exp_ptr"), groups * arg["K"])
@@ -179,17 +181,19 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     }
 
 
-def check_workspace(plan: Plan, names: dict[str, list[str]]) -> None:
-    """Every region lies inside the workspace, and no two regions overlap."""
+def check_buffer(
+    launches: tuple[Launch, ...], names: dict[str, list[str]], buffer: str, size_in_bytes: int
+) -> None:
+    """Every region lies inside the buffer, and no two regions overlap."""
     regions: dict[int, int] = {}
     dtypes: dict[int, str] = {}
-    for step in plan.launches:
+    for step in launches:
         arg = dict(zip(names[step.kernel], step.args, strict=False)) | step.constexprs
         assert set(arg) == set(names[step.kernel]), f"{step.kernel} lacks an argument"
         reached = elements_reached(step, arg)
         for name, value in arg.items():
             pointer = value.pointer if isinstance(value, Descriptor) else value
-            if not isinstance(pointer, Pointer) or pointer.buffer != "workspace":
+            if not isinstance(pointer, Pointer) or pointer.buffer != buffer:
                 continue
             assert pointer.offset % 256 == 0
             assert dtypes.setdefault(pointer.offset, pointer.dtype) == pointer.dtype
@@ -202,9 +206,9 @@ def check_workspace(plan: Plan, names: dict[str, list[str]]) -> None:
             regions[pointer.offset] = max(size, regions.get(pointer.offset, 0))
     end = 0
     for offset, size in sorted(regions.items()):
-        assert offset >= end, f"{plan.strategy}: the region at {offset} starts before {end}"
+        assert offset >= end, f"{buffer}: the region at {offset} starts before {end}"
         end = offset + size
-    assert end <= plan.workspace_bytes
+    assert end <= size_in_bytes
 
 
 def check_plan(p: Problem, plan: Plan, names: dict[str, list[str]]) -> None:
@@ -212,7 +216,7 @@ def check_plan(p: Problem, plan: Plan, names: dict[str, list[str]]) -> None:
         assert 0 < step.grid < 2**31, step.kernel
         assert step.shared_memory <= p.arch.shared_memory, step.kernel
     assert plan.seconds > 0
-    check_workspace(plan, names)
+    check_buffer(plan.launches, names, "workspace", plan.workspace_bytes)
 
 
 def test_the_whole_suite(argument_names) -> None:
@@ -344,6 +348,7 @@ PURE = (
     "choices",
     "epilogue",
     "estimate",
+    "kept",
     "launches",
     "packing",
     "plan",

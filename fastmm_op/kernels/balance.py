@@ -52,6 +52,15 @@ def forget_maxima(largest_ptr, count):
 
 
 @triton.jit
+def forget_kernel(
+    largest_ptr,  # (count,) int32
+    count,
+):  # fmt: skip
+    """What row_max_kernel needs where balance_kernel, which does it on the way, is not run."""
+    forget_maxima(largest_ptr, count)
+
+
+@triton.jit
 def balance_kernel(
     a_ptr,  # (batch, M, K), any strides
     b_ptr,  # (batch, N, K), any strides
