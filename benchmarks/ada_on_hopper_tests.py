@@ -43,6 +43,7 @@ def run_tests(
         command += ["-n", workers, "--dist", "worksteal"]
     # A thread a worker: what is held against float64 on the CPU is small.
     env = os.environ | {"ADA_ON_HOPPER": str(folder), "OMP_NUM_THREADS": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)  # these tests have workers of their own
     (folder / "outcomes.jsonl").unlink(missing_ok=True)
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
