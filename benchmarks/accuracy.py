@@ -5,7 +5,7 @@
 For each family of numbers, K and layout: the normwise error ||C - C64|| / ||C64||, and the worst
 scaled error of an element, |C - C64| / (|A| |B|). Writes accuracy.json, accuracy.md and
 accuracy.png. Exit code 1 if a promise was broken: an error beyond that of ``oracle.PROMISE``
-times torch's, or Inf and NaN elsewhere than IEEE arithmetic puts them.
+times torch's (or of what rounding costs), or Inf and NaN elsewhere than IEEE arithmetic puts them.
 
 Without a GPU kernels are interpreted (TRITON_INTERPRET=1), torch's TF32 is exact sums of correctly
 rounded operands, and sizes should be small.
@@ -39,19 +39,29 @@ from fastmm_op.timing import torch_tf32
 
 LAYOUTS = ("NN", "NT", "TN", "TT")
 OURS = ("tf32", "fp32", "ieee")
-# What each of ours is held against.
-YARDSTICK = {"tf32": "torch TF32", "fp32": "torch fp32", "ieee": "torch fp32"}
+# What each of ours is held against, the largest of them: under its TF32 setting torch may compute
+# in fp32 all the same (an H200 does for some K), and then loses less than rounding costs.
+YARDSTICK = {
+    "tf32": ("torch TF32", "rounded to TF32"),
+    "fp32": ("torch fp32",),
+    "ieee": ("torch fp32",),
+}
 # fp32 sums of exact operands: what nobody can be asked to be below.
 FLOOR = 2 * ROUNDOFF["fp32"]
 # float64 products are made of so many rows at a time, to bound memory.
 ORACLE_ROWS = 1024
 
 
+def rounded_to_tf32(a: Tensor, b: Tensor) -> Tensor:
+    """Exact sums of correctly rounded operands."""
+    return exact_product(round_to_tf32(a), round_to_tf32(b)).float()
+
+
 def torch_in_tf32(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         with torch_tf32(True):
             return a @ b
-    return (round_to_tf32(a).double() @ round_to_tf32(b).double()).float()
+    return rounded_to_tf32(a, b)
 
 
 def torch_in_fp32(a: Tensor, b: Tensor) -> Tensor:
@@ -82,7 +92,11 @@ def contenders(always_pack: bool) -> dict:
             return lambda a, b: packed(a, b, precision)
         return lambda a, b: fastmm_op.matmul(a, b, precision=precision)
 
-    peers = {"torch fp32": torch_in_fp32, "torch TF32": torch_in_tf32}
+    peers = {
+        "torch fp32": torch_in_fp32,
+        "torch TF32": torch_in_tf32,
+        "rounded to TF32": rounded_to_tf32,
+    }
     return peers | {precision: ours(precision) for precision in OURS}
 
 
@@ -137,7 +151,8 @@ def measure(
 def broken_promises(found: dict) -> list[str]:
     said = []
     for precision in OURS:
-        allowed = PROMISE[precision] * max(found[YARDSTICK[precision]]["normwise"], FLOOR)
+        losses = [found[name]["normwise"] for name in YARDSTICK[precision]]
+        allowed = PROMISE[precision] * max(*losses, FLOOR)
         if not found[precision]["normwise"] <= allowed:
             said.append(f"{precision}: {found[precision]['normwise']:.2e} exceeds {allowed:.2e}")
         if not found[precision]["specials"]:
@@ -179,7 +194,7 @@ def plot(rows: list[dict], file: Path, title: str) -> None:
     largest = max(row["K"] for row in rows)
     shown = [row for row in rows if row["K"] == largest and row["layout"] == "NN"]
     figure, axes = pyplot.subplots(figsize=(9, 0.4 * len(shown) + 2), layout="constrained")
-    for name, marker in zip(shown[0]["errors"], "oosDx", strict=True):
+    for name, marker in zip(shown[0]["errors"], "oos^Dx", strict=True):
         values = [row["errors"][name]["normwise"] for row in shown]
         axes.scatter(values, range(len(shown)), label=name, marker=marker, alpha=0.8)
     axes.set_yticks(range(len(shown)), [row["family"] for row in shown])

@@ -21,6 +21,10 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough.
 FEW_ROWS = 32
 LONGEST_CHAIN = 1024
+# Sums in the tensor core are truncated, which shows where thousands of numbers of one sign are
+# added. Of a result so small that cuBLAS shares out K, so long a chain loses no more than cuBLAS's
+# (uniform numbers, 509 x 4095 x 511: 1024 lose 1.4 times as much; benchmarks/results/NVIDIA_H200).
+LONGEST_TRUNCATED_CHAIN = 512
 # Rows up to this many elements are packed by one program that holds them in registers.
 MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
@@ -228,30 +232,34 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if shared_memory(problem, choice) > arch.shared_memory:
                     continue
                 deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
-                accurate = kind != "fp32" or chain_is_short(problem, split)
-                if deep_enough and accurate and epilogue_fits(problem, choice):
+                if not deep_enough or not epilogue_fits(problem, choice):
+                    continue
+                if chain_is_short(problem, kind, split):
                     yield choice
                     yield from tail_splits(problem, choice)
-                    yield from in_slabs(problem, choice)
+                yield from in_slabs(problem, choice)
 
 
 def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
-    """The choice with K cut into slabs, if an operand is then packed in one read that was not.
-
-    The tensor core truncates its sums. Of few tiles cuBLAS shares out K, and so keeps its chains
-    short: there slabs have to be short too.
-    """
+    """The choice with K cut into slabs, if an operand is then packed in one read that was not."""
     packs_numbers = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
     operands = (problem.a, problem.b)
     expanded = any(x.k_stride == 0 for x in operands)
     whole_rows = problem.prepacked or problem.batch > 1
     if not packs_numbers or whole_rows or choice.split > 1 or expanded:
         return
-    few = count_tiles(problem, choice) < problem.arch.sms
     twice = [longest_row_in_registers(x) for x in operands]
-    for longest in (LONGEST_CHAIN,) if few else (MAX_COLUMN_IN_REGISTERS, MAX_ROW_IN_REGISTERS):
+    for longest in slab_lengths(problem):
         if any(longest <= held < problem.K for held in twice):
             yield replace(choice, slabs=cdiv(problem.K, slab_k(problem.K, longest)))
+
+
+def slab_lengths(problem: Problem) -> tuple[int, ...]:
+    """How long slabs may be: such that columns, or rows, are packed in one read."""
+    if sums_must_be_short(problem):
+        length = round_up(longest_truncated_chain(problem), SLAB_ALIGNMENT)
+        return (min(length, MAX_COLUMN_IN_REGISTERS),)
+    return (MAX_COLUMN_IN_REGISTERS, MAX_ROW_IN_REGISTERS)
 
 
 def slab_k(K: int, longest: int) -> int:
@@ -272,11 +280,24 @@ def longest_row_in_registers(operand: Operand) -> int:
     return MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
 
 
-def chain_is_short(problem: Problem, split: int) -> bool:
+def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
     """Whether sums of so many splits are as accurate as the problem's precision promises."""
-    if problem.tf32 or min(problem.M, problem.N) > FEW_ROWS:
-        return True
-    return cdiv(problem.K, split) <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
+    chain = cdiv(problem.K, split)
+    if kind == "fp32" and not problem.tf32 and min(problem.M, problem.N) <= FEW_ROWS:
+        return chain <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
+    if kind == "16-bit" and sums_must_be_short(problem):
+        return chain <= longest_truncated_chain(problem)
+    return True
+
+
+def sums_must_be_short(problem: Problem) -> bool:
+    """Whether cuBLAS, whose error in TF32 is the yardstick, would share out K among programs."""
+    tiles = problem.batch * cdiv(problem.M, 128) * cdiv(problem.N, 128)
+    return problem.tf32 and 4 * tiles <= problem.arch.sms and problem.K > LONGEST_CHAIN
+
+
+def longest_truncated_chain(problem: Problem) -> int:
+    return max(LONGEST_TRUNCATED_CHAIN, cdiv(problem.K, SPLITS[-1]))
 
 
 def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:

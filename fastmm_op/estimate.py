@@ -34,6 +34,9 @@ PACK_BANDWIDTH = 0.85
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
+# What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
+# slabs, 4216 without (matmul_fp32.json, suite_fp32_2026-11-24.json in benchmarks/results/NVIDIA_H200).
+SLAB_STORES = 1.0
 # What a program needs for its share of a tile beside the products: to fill its ring, and for stores
 # that no next tile hides.
 TAIL_SECONDS = 2e-6
@@ -61,8 +64,9 @@ def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch."""
     launch = problem.arch.launch_seconds
     if choice.slabs > 1:
+        product, inner = slabs_as_batch(problem, choice)
         summed = launch + reduce_seconds(problem, choice.slabs)
-        return estimate(*slabs_as_batch(problem, choice)) + summed
+        return estimate(product, inner) + SLAB_STORES * store_seconds(product, inner) + summed
     seconds = launch
     if choice.tile.kernel == "gemv":
         seconds += gemv_seconds(problem, choice)

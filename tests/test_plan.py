@@ -425,8 +425,8 @@ def test_few_tiles_and_a_long_k_are_split(arch) -> None:
     [
         (4096, 33000, 8192, {1024, 8192}),
         (8192, 1025, 4096, {1024}),
-        (64, 524289, 48, {1024}),  # few tiles: short chains
-        (64, 33000, 48, {1024}),
+        (64, 524289, 48, {1024}),  # few tiles: short chains, but no more than 512 if K is very long
+        (64, 33000, 48, {512}),
     ],
 )
 def test_slabs_cover_a_long_k(m, k, n, lengths, arch) -> None:
@@ -446,6 +446,26 @@ def test_slabs_cover_a_long_k(m, k, n, lengths, arch) -> None:
     assert not any(c.slabs > 1 for c in choices(problem(64, 1024, 48, arch=arch)))
     assert not any(c.slabs > 1 for c in choices(problem(m, k, n, batch=2, arch=arch)))
     assert not any(c.slabs > 1 for c in choices(problem(m, k, n, dtype="bf16", arch=arch)))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_few_tiles_in_tf32_have_short_chains(arch) -> None:
+    """Truncated sums of one sign lose more than cuBLAS's, which are as short there."""
+
+    def longest(*args, **kwargs) -> int:
+        return max(
+            -(-args[1] // (choice.split * choice.slabs))
+            for choice in choices(problem(*args, arch=arch, **kwargs))
+            if choice.pack_a
+        )
+
+    assert longest(509, 4095, 511) <= 512
+    assert longest(509, 4095, 511, layout="NT") <= 512
+    assert longest(256, 524288, 256) <= 1024
+    # Neither many tiles, nor a short K, nor sums that are promoted.
+    assert longest(2048, 4095, 2048) == 4095
+    assert longest(509, 1024, 511) == 1024
+    assert longest(509, 4095, 511, precision="fp32") == 4095
 
 
 def packs(plan: Plan) -> bool:

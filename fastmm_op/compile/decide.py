@@ -9,9 +9,10 @@ from fastmm_op.problem import ITEMSIZE, Problem
 
 # Both sides are models: a win has to be predicted this clearly.
 MARGIN = 1.1
-# What a packed call costs the host (57 us, host_us in benchmarks/results/NVIDIA_H200/matmul.json):
-# a product that is over sooner would make the GPU wait for it, unless CUDA graphs replay it.
-HOST_SECONDS = 60e-6
+# What a packed call costs the host (37 us, benchmarks/results/NVIDIA_H200/host_cost.json), and some
+# for the dispatcher: a product that is over sooner would make the GPU wait for it, unless CUDA
+# graphs replay it.
+HOST_SECONDS = 45e-6
 
 
 @dataclass(frozen=True)
