@@ -247,7 +247,7 @@ def test_sizes_known_at_run_time_only() -> None:
         ([(4096, 4096), (4096, 2041)], BF16, False, True, "as fast as cuBLAS"),
         ([(4096, 4096), (4096, 2048)], BF16, False, False, "no clear win"),
         ([(8192, 8192), (8192, 8192)], torch.float32, True, True, "as fast as cuBLAS"),
-        ([(2048, 2048), (2048, 2048)], torch.float32, True, False, "too small"),
+        ([(1536, 1536), (1536, 1536)], torch.float32, True, False, "too small"),
         ([(1, 4096), (4096, 11008)], BF16, False, False, "bound by memory traffic"),
     ],
     ids=["odd bf16", "aligned bf16", "large TF32", "small TF32", "one row"],
