@@ -35,7 +35,7 @@ PACK_BANDWIDTH = 0.85
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
-# slabs (benchmarks/results/NVIDIA_H200/matmul_fp32.json), 4216 without (suite_fp32_2026-11-24.json).
+# slabs, 4216 without (benchmarks/results/NVIDIA_H200: matmul_fp32, suite_fp32_2026-11-24).
 SLAB_STORES = 1.0
 # What a program needs for its share of a tile beside the products: to fill its ring, and for stores
 # that no next tile hides.
