@@ -37,17 +37,27 @@ def copies_win(monkeypatch):
 
 @pytest.fixture
 def reads(monkeypatch) -> list[bool]:
-    """For each product launched: whether it was by a copy."""
+    """For each product asked for: whether it was by a copy."""
     if fastmm_op.ops.HAVE_TRITON:
-        from fastmm_op import launch
+        from fastmm_op import launch, launch_kept
 
-        run, found = launch.Call.run, []
+        run, prepare, found, preparing = launch.Call.run, launch_kept.prepacked_call, [], []
 
         def counted(self, a, b, bias, residual, packed_b):
-            found.append(packed_b is not None)
+            if not preparing:
+                found.append(packed_b is not None)
             return run(self, a, b, bias, residual, packed_b)
 
+        def prepared(*args):
+            """On a GPU this computes the plain op once, which nobody asked for."""
+            preparing.append(True)
+            try:
+                return prepare(*args)
+            finally:
+                preparing.pop()
+
         monkeypatch.setattr(launch.Call, "run", counted)
+        monkeypatch.setattr(launch_kept, "prepacked_call", prepared)
         return found
     return []
 
