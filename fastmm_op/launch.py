@@ -135,23 +135,11 @@ def run_launches(
     """As ``run_plan``, with all buffers but the workspace by their names in ``Pointer``."""
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
     in_bytes = {"workspace": workspace, "packed_b": buffers.get("packed_b")}
-
-    def resolve(arg):
-        if isinstance(arg, Descriptor):
-            return gemm_hopper.tensor_descriptor(
-                resolve(arg.pointer), arg.shape, arg.strides, arg.box, arg.pointer.dtype
-            )
-        if isinstance(arg, Pointer):
-            if arg.buffer in in_bytes:
-                return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])
-            return buffers[arg.buffer]
-        return arg
-
     kernels = [
         (
             KERNELS[step.kernel],
             (step.grid, 1, 1),
-            [resolve(arg) for arg in step.args],
+            [resolve(arg, buffers, in_bytes) for arg in step.args],
             {**step.constexprs, "num_warps": step.num_warps, "num_stages": step.num_stages},
         )
         for step in launches
@@ -163,6 +151,32 @@ def run_launches(
         compiled = kernel[grid](*args, **options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
+
+
+def resolve(
+    arg: Pointer | Descriptor | int | None,
+    buffers: dict[str, Tensor | None],
+    in_bytes: dict[str, Tensor | None],
+) -> object:
+    """A launch's argument as Triton's launcher takes it: tensors for what has an address.
+
+    Not a function inside of run_launches: one that calls itself would keep all its tensors alive
+    until Python collects cycles, which on a first training step added up to gigabytes.
+
+    Args:
+        buffers: tensors that pointers start at.
+        in_bytes: others, uint8, that pointers lie inside of.
+    """
+    if isinstance(arg, Descriptor):
+        pointer = resolve(arg.pointer, buffers, in_bytes)
+        return gemm_hopper.tensor_descriptor(
+            pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype
+        )
+    if isinstance(arg, Pointer):
+        if arg.buffer in in_bytes:
+            return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])
+        return buffers[arg.buffer]
+    return arg
 
 
 class Call:

@@ -1,10 +1,12 @@
 """How compiled kernels are started again: the same launches as Triton's own, at less cost."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -358,3 +360,33 @@ def test_folds_are_views_or_repeated(shape_a, shape_b, transposed, calls) -> Non
         got = launch.matmul(a, b, "ieee")
         torch.testing.assert_close(got, (a.double() @ b.double()).float(), rtol=1e-4, atol=1e-4)
     assert len(calls) == 1
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_a_first_call_lets_go_of_its_memory(precision, device, monkeypatch) -> None:
+    """When it returns, not when Python collects cycles: a training step has many first calls."""
+    made = []
+
+    class Torch:
+        """torch, whose new tensors are watched."""
+
+        def __getattr__(self, name: str):
+            return getattr(torch, name)
+
+        def empty(self, *args, **kwargs) -> torch.Tensor:
+            x = torch.empty(*args, **kwargs)
+            made.append(weakref.ref(x))
+            return x
+
+    monkeypatch.setattr(launch, "torch", Torch())
+    monkeypatch.setattr(launch, "_calls", {})
+    a, b = torch.randn(33, 1100, device=device), torch.randn(1100, 17, device=device)
+    gc.disable()
+    try:
+        for x in (a, a[:, :65]):
+            launch.matmul(x, b[: x.shape[1]], precision)
+        assert len(made) == 4, "results and workspaces"
+        assert not any(x() is not None for x in made)
+    finally:
+        gc.enable()
