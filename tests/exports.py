@@ -78,7 +78,7 @@ CASES = {
     "direct, split": Case((40, 300, 24), "bf16", pack=(False, False), split=2),
     "packed in one read": Case((70, 200, 90), pack=(True, True)),
     "packed in one read, NT": Case((70, 200, 90), arch="sm_90", layout="NT", pack=(True, True)),
-    "packed in two reads": Case((17, 1100, 24), layout="TN", pack=(True, True)),
+    "packed in two reads": Case((17, 1100, 24), precision="fp32", layout="TN", pack=(True, True)),
     "packed, split": Case((17, 1100, 24), arch="sm_80", pack=(True, True), split=4),
     "packed, hi and lo": Case((70, 200, 90), precision="fp32", pack=(True, True)),
     "packed, hi and lo, split": Case(

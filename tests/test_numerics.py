@@ -313,7 +313,7 @@ def test_packed_rows_that_wrap_around(k, layout, dtype, precision, guarded_memor
     """Hopper's row classes read B's first columns again past its last: packing repeats them."""
     from fastmm_op import launch
 
-    a = torch.randn(1, 2000, k, dtype=DTYPES[dtype])
+    a = torch.randn(1, 5000, k, dtype=DTYPES[dtype])
     b = LAYOUTS[layout](torch.randn(1, k, 37, dtype=DTYPES[dtype]))
     problem = launch.describe(a, b, precision, ARCHES["sm_90"])
     plans = (write_plan(problem, c) for c in choices(problem) if c.pack_b and c.split == 1)
