@@ -24,16 +24,24 @@ from pathlib import Path
 import torch
 
 from fastmm_op.arch import Arch
-from fastmm_op.choices import Choice
 from fastmm_op.machine import installed_version
 from fastmm_op.problem import PRECISIONS, Epilogue, Operand, Problem
 from fastmm_op.search import STAGES, legal
+from fastmm_op.tiles import Choice
 
 # Of the files themselves; to be raised when what they hold changes its meaning.
 FORMAT = 1
 # What turns a choice into machine code, relative to this file: a time measured with other kernels
 # says nothing about these. Neither the driver nor the cost model is among it.
-SOURCES = ("kernels/*.py", "choices.py", "kept.py", "packing.py", "plan.py", "tile_order.py")
+SOURCES = (
+    "kernels/*.py",
+    "choices.py",
+    "kept.py",
+    "packing.py",
+    "plan.py",
+    "tile_order.py",
+    "tiles.py",
+)
 
 _warned: set[Path] = set()
 _warning = threading.Lock()

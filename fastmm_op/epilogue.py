@@ -1,8 +1,8 @@
 """What a plan tells the kernels of the epilogue: who applies it, to how much at a time."""
 
-from fastmm_op.choices import Choice, Tile
 from fastmm_op.launches import Pointer
 from fastmm_op.problem import Epilogue, Problem
+from fastmm_op.tiles import Choice, Tile
 
 NONE = Epilogue()
 

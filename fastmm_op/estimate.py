@@ -1,14 +1,11 @@
 """The readable model by which plans are ranked: seconds that a choice should take."""
 
 from fastmm_op.choices import (
-    Choice,
     a_classes,
     count_tiles,
-    gemv_matrix,
     slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
-    uses_wgmma,
     whole_tiles,
 )
 from fastmm_op.packing import balance_groups, packing_passes
@@ -21,6 +18,7 @@ from fastmm_op.problem import (
     round_up,
     starts_in_sectors,
 )
+from fastmm_op.tiles import Choice, gemv_matrix, uses_wgmma
 
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6

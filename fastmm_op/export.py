@@ -8,12 +8,13 @@ functions, ``class ModelNew``; no fallback, and nothing runs on import.
 import inspect
 from dataclasses import replace
 
-from fastmm_op.choices import Choice, choices
+from fastmm_op.choices import choices
 from fastmm_op.estimate import estimate
 from fastmm_op.kernel_source import Definition, with_dependencies
 from fastmm_op.plan import reasons, write_plan
 from fastmm_op.problem import Problem, runs_along_k
 from fastmm_op.search import STAGES, other_stages
+from fastmm_op.tiles import Choice
 from fastmm_op.wrapper_source import LINE, TORCH_DTYPES, Wrapper, symbolic
 
 IMPORTS = """\

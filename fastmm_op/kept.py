@@ -12,7 +12,6 @@ operands at each call. A is packed by the same exponents.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fastmm_op.choices import TILES, operand_kind
 from fastmm_op.launches import Launch, Pointer, Workspace
 from fastmm_op.packing import (
     BALANCE_BLOCK,
@@ -23,6 +22,7 @@ from fastmm_op.packing import (
     packing_passes,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
+from fastmm_op.tiles import TILES, operand_kind
 
 # The widest K block of any tile.
 KEPT_ALIGNMENT = 128

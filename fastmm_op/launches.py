@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from fastmm_op.choices import Choice
 from fastmm_op.problem import ITEMSIZE, round_up
+from fastmm_op.tiles import Choice
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,10 @@ the cheapest choice and writes it out as launches.
 from functools import lru_cache
 
 from fastmm_op.choices import (
-    Choice,
-    Tile,
     a_classes,
     choices,
     count_tiles,
-    ring_slot,
     row_classes,
-    shared_memory,
     slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
@@ -47,7 +43,9 @@ from fastmm_op.problem import (
     next_power_of_two,
     round_up,
 )
+from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
+from fastmm_op.tiles import Choice, Tile
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128

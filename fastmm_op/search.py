@@ -6,9 +6,11 @@ Pure, as planning is; what is measured and kept is the matter of tune.py and cac
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-from fastmm_op.choices import Choice, choices, shared_memory
+from fastmm_op.choices import choices
 from fastmm_op.estimate import estimate
 from fastmm_op.problem import Problem
+from fastmm_op.shared_memory import shared_memory
+from fastmm_op.tiles import Choice
 
 # Pipeline depths that may be tried for a plain Triton tile. The Hopper kernel's tiles have as many
 # as shared memory holds, and the one-wide kernel has no pipeline.

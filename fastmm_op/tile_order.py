@@ -1,7 +1,7 @@
 """How many rows of C's tiles a GEMM walks together: what L2 holds for its programs meanwhile."""
 
-from fastmm_op.choices import OPERAND_BYTES, Choice, operand_kind
 from fastmm_op.problem import ITEMSIZE, Problem, cdiv
+from fastmm_op.tiles import OPERAND_BYTES, Choice, operand_kind
 
 # For the persistent kernel 4, 8 and 16 differ by no more than runs do
 # (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).

@@ -11,12 +11,13 @@ import torch
 
 from cases import DTYPES, LAYOUTS
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import Choice, choices
+from fastmm_op.choices import choices
 from fastmm_op.estimate import estimate
 from fastmm_op.export import export, exported_choice, exported_problem
 from fastmm_op.launches import Plan
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import Problem, problem_of, round_up
+from fastmm_op.tiles import Choice
 
 SEED = (8205, 2949, 5921)
 

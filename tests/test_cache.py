@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 import fastmm_op
 from fastmm_op import cache
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import Choice, choices
+from fastmm_op.choices import choices
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import PRECISIONS, Epilogue, Problem, problem_of
 from fastmm_op.search import STAGES, legal
+from fastmm_op.tiles import Choice
 from oracle import assert_accurate
 
 # derandomize: a failure in CI can be repeated.
@@ -254,7 +255,14 @@ def test_another_version_has_its_own(folder, monkeypatch, what) -> None:
 
 
 def test_sources_are_what_turns_a_choice_into_code(monkeypatch, tmp_path) -> None:
-    for name in ("kernels/gemm.py", "choices.py", "packing.py", "plan.py", "estimate.py"):
+    for name in (
+        "kernels/gemm.py",
+        "choices.py",
+        "tiles.py",
+        "packing.py",
+        "plan.py",
+        "estimate.py",
+    ):
         copy = tmp_path / name
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes((ROOT / "fastmm_op" / name).read_bytes())

@@ -8,9 +8,10 @@ import torch
 
 import fastmm_op
 from cases import DTYPES, INF, NAN
-from fastmm_op.choices import Choice, a_classes, choices
+from fastmm_op.choices import a_classes, choices
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Epilogue, Problem
+from fastmm_op.tiles import Choice
 from linear_oracle import assert_linear
 from oracle import assert_accurate, assert_same_specials, exact
 

@@ -16,10 +16,11 @@ from cases import (
     surrounded,
 )
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import Choice, choices
+from fastmm_op.choices import choices
 from fastmm_op.launches import Plan
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import Epilogue
+from fastmm_op.tiles import Choice
 from linear_oracle import ACTIVATIONS, assert_linear, eager, steps
 from oracle import assert_same_specials
 

@@ -17,9 +17,10 @@ from cases import (
     specials,
 )
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import Choice, Tile, choices
+from fastmm_op.choices import choices
 from fastmm_op.launches import Plan, Pointer
 from fastmm_op.plan import write_plan
+from fastmm_op.tiles import Choice, Tile
 from oracle import assert_accurate, assert_same_specials, exact
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")

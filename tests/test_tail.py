@@ -11,19 +11,12 @@ import torch
 
 from cases import DTYPES
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import (
-    Choice,
-    a_classes,
-    choices,
-    count_tiles,
-    row_classes,
-    tail_tiles,
-    whole_tiles,
-)
+from fastmm_op.choices import a_classes, choices, count_tiles, row_classes, tail_tiles, whole_tiles
 from fastmm_op.launches import Launch
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
 from fastmm_op.search import label
+from fastmm_op.tiles import Choice
 from hopper_items import BLOCK_K, BLOCK_M, work_items
 
 

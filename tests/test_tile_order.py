@@ -4,9 +4,9 @@ import pytest
 
 from fastmm_op.arch import ARCHES
 from fastmm_op.bench.cases import Case
-from fastmm_op.choices import Choice, Tile
 from fastmm_op.plan import make_plan
 from fastmm_op.tile_order import group_m
+from fastmm_op.tiles import Choice, Tile
 
 
 def launched(arch: str, *sizes: int, dtype: str = "fp32", batch: int = 1) -> list:

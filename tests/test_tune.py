@@ -17,12 +17,14 @@ import fastmm_op
 from fastmm_op import __main__, cache, ops
 from fastmm_op.arch import ARCHES
 from fastmm_op.bench import runner
-from fastmm_op.choices import Choice, choices, shared_memory
+from fastmm_op.choices import choices
 from fastmm_op.cli import tune as command
 from fastmm_op.cli import tune_report
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Operand, Problem, problem_of
 from fastmm_op.search import STAGES, label, legal, road, shortlist
+from fastmm_op.shared_memory import shared_memory
+from fastmm_op.tiles import Choice
 from fastmm_op.timing import Timing
 from oracle import assert_accurate
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastmm_op import launch
 from fastmm_op.bench.runner import require_device
-from fastmm_op.choices import Choice
 from fastmm_op.estimate import estimate
 from fastmm_op.oracle import Oracle, Verdict
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem
 from fastmm_op.search import label
+from fastmm_op.tiles import Choice
 from fastmm_op.timing import Timing, torch_tf32
 
 Time = Callable[[Callable[[], object], float], Timing]

@@ -16,10 +16,10 @@ from fastmm_op.bench import environment
 from fastmm_op.bench.cases import Case
 from fastmm_op.bench.runner import DeviceLost
 from fastmm_op.bench.session import Reporter, write
-from fastmm_op.choices import Choice
 from fastmm_op.cli import tune_report as report
 from fastmm_op.cli.demo import say
 from fastmm_op.search import STAGES, shortlist
+from fastmm_op.tiles import Choice
 from fastmm_op.timing import Timer
 
 

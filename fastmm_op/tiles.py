@@ -1,0 +1,184 @@
+"""What a choice is made of: tiles, how operands reach the main loop, and which tiles suit them."""
+
+from dataclasses import dataclass
+
+from fastmm_op.problem import Operand, Problem, is_aligned
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A kernel, its tile, and the fraction of the card's rate that its main loop reaches.
+
+    For ``gemv``, block_n counts the rows of the matrix, and bandwidth is the rate.
+    """
+
+    kernel: str
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to compute a problem, before it is written out as launches.
+
+    Attributes:
+        pack_a, pack_b: whether the operand is rewritten first.
+        tile: the kernel and its tile.
+        split: programs that share K of every tile.
+        tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
+            only for the Hopper kernel without a split.
+        slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
+            summed; more than 1 where that packs a long K in one read.
+    """
+
+    pack_a: bool
+    pack_b: bool
+    tile: Tile
+    split: int
+    tail_split: int = 1
+    slabs: int = 1
+
+
+# What TMA and wgmma make of 16-bit operands, one part each.
+HOPPER_TILES = (
+    Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),
+    Tile("gemm_hopper", 128, 128, 64, 4, 6, 0.90),
+    Tile("gemm_hopper", 128, 64, 64, 4, 8, 0.64),
+)
+MISALIGNED_TILES = (
+    Tile("gemm", 64, 128, 32, 8, 2, 1.00),
+    Tile("gemm", 64, 64, 32, 4, 2, 0.75),
+    Tile("gemm", 32, 64, 64, 4, 2, 0.50),
+    Tile("gemm", 16, 64, 64, 4, 2, 0.30),
+    Tile("gemm", 16, 32, 128, 4, 2, 0.20),
+)
+
+# How the main loop gets its operands, and the tiles worth choosing from, largest first. What the
+# planner takes of them for the suite on sm_89 compiles without spills (tests/test_codegen.py).
+TILES = {
+    ("sm_90", "16-bit"): (
+        *HOPPER_TILES,
+        Tile("gemm", 128, 256, 64, 8, 3, 0.80),
+        Tile("gemm", 128, 128, 64, 4, 4, 0.76),
+        Tile("gemm", 64, 128, 64, 4, 4, 0.60),
+        Tile("gemm", 64, 64, 64, 4, 5, 0.45),
+        Tile("gemm", 32, 64, 128, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 128, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    ("sm_80", "16-bit"): (
+        Tile("gemm", 128, 256, 32, 8, 4, 1.00),
+        Tile("gemm", 128, 128, 32, 4, 4, 0.95),
+        Tile("gemm", 64, 128, 32, 4, 4, 0.75),
+        Tile("gemm", 64, 64, 64, 4, 4, 0.50),
+        Tile("gemm", 32, 64, 64, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    ("sm_89", "16-bit"): (
+        Tile("gemm", 128, 256, 32, 8, 3, 1.00),
+        Tile("gemm", 128, 128, 32, 4, 4, 0.97),
+        Tile("gemm", 64, 128, 32, 4, 4, 0.75),
+        Tile("gemm", 64, 64, 64, 4, 4, 0.50),
+        Tile("gemm", 32, 64, 64, 4, 4, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 4, 0.13),
+        Tile("gemm", 16, 32, 128, 4, 4, 0.08),
+    ),
+    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice: 32 rows at most
+    # keep the compiler on mma.sync, which is faster here (n=512 on the H200: 14.5 us against 52;
+    # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
+    ("sm_90", "fp32"): (
+        Tile("gemm", 32, 128, 64, 4, 3, 1.00),
+        Tile("gemm", 32, 128, 32, 4, 3, 1.00),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.80),
+        Tile("gemm", 32, 32, 64, 4, 3, 0.60),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.60),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.50),
+    ),
+    # Two accumulators: half the tile. Efficiencies are shares of a third of the 16-bit rate.
+    ("sm_90", "hi and lo"): (
+        Tile("gemm_hopper", 128, 128, 64, 4, 3, 1.05),
+        Tile("gemm_hopper", 128, 64, 64, 4, 4, 0.75),
+        Tile("gemm", 128, 128, 32, 8, 4, 0.65),
+        Tile("gemm", 64, 64, 64, 4, 3, 0.40),
+        Tile("gemm", 32, 64, 64, 4, 3, 0.25),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.13),
+    ),
+    ("sm_80", "misaligned 16-bit"): MISALIGNED_TILES,
+    ("sm_89", "misaligned 16-bit"): MISALIGNED_TILES,
+    # The Hopper kernel may read a misaligned A by its rows' classes.
+    ("sm_90", "misaligned 16-bit"): (*HOPPER_TILES, *MISALIGNED_TILES),
+} | {
+    # Odd strides cost an address register an element: large tiles of them would spill.
+    (arch, kind): tiles
+    for kind, tiles in (
+        (
+            "fp32",
+            (
+                Tile("gemm", 64, 128, 32, 8, 3, 1.00),
+                Tile("gemm", 64, 64, 32, 4, 3, 0.80),
+                Tile("gemm", 32, 64, 32, 4, 3, 0.60),
+                Tile("gemm", 16, 128, 32, 8, 3, 0.40),
+                Tile("gemm", 16, 32, 64, 4, 3, 0.20),
+            ),
+        ),
+        (
+            "hi and lo",
+            (
+                Tile("gemm", 128, 128, 32, 8, 3, 0.85),
+                Tile("gemm", 64, 128, 32, 4, 3, 0.75),
+                Tile("gemm", 64, 64, 32, 4, 3, 0.50),
+                Tile("gemm", 32, 64, 64, 4, 3, 0.25),
+                Tile("gemm", 16, 64, 64, 4, 3, 0.13),
+            ),
+        ),
+    )
+    for arch in ("sm_80", "sm_89")
+}
+
+
+# What the GEMM reads of one element, by the kind of its operands.
+OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
+
+# Tiles for a matrix along K, or along its rows, by the elements that a thread has in flight.
+GEMV_TILES = {
+    (True, 32): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
+    (True, 64): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
+    (False, 32): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
+    (False, 64): Tile("gemv", 1, 128, 64, 4, 1, 1.0),
+}
+
+
+def gemv_matrix(problem: Problem) -> Operand:
+    """The operand that a one-wide product reads as a matrix: the other one is a vector."""
+    return problem.b if problem.M == 1 else problem.a
+
+
+def gemv_tile(problem: Problem) -> Tile:
+    """Twice as many 16-bit elements as fp32 ones, unless they are misaligned along the rows."""
+    matrix = gemv_matrix(problem)
+    wide = matrix.k_major or is_aligned(matrix, problem.dtype)
+    return GEMV_TILES[matrix.k_major, 64 if wide and problem.dtype != "fp32" else 32]
+
+
+def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
+    """How the GEMM's main loop gets its operands: a key of TILES."""
+    if problem.dtype == "fp32":
+        packed_kind = "hi and lo" if problem.parts == 2 else "16-bit"
+        return packed_kind if pack_a and pack_b else "fp32"
+    a_aligned = pack_a or is_aligned(problem.a, problem.dtype)
+    b_aligned = pack_b or is_aligned(problem.b, problem.dtype)
+    return "16-bit" if a_aligned and b_aligned else "misaligned 16-bit"
+
+
+def uses_wgmma(problem: Problem, tile: Tile) -> bool:
+    """Whether Triton multiplies a plain tile by wgmma, which wants 64 rows."""
+    return problem.arch.wgmma and tile.block_m >= 64
+
+
+def a_is_k_major(problem: Problem, choice: Choice) -> bool:
+    return choice.pack_a or problem.a.k_major
