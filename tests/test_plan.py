@@ -353,7 +353,9 @@ PURE = (
     "packing",
     "plan",
     "search",
+    "shared_memory",
     "tile_order",
+    "tiles",
 )
 
 
