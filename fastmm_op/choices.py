@@ -13,9 +13,10 @@ from fastmm_op.problem import (
     cdiv,
     is_aligned,
     round_up,
+    spare_elements,
 )
 from fastmm_op.shared_memory import shared_memory
-from fastmm_op.tiles import HOPPER_TILES, TILES, Choice, gemv_tile, operand_kind
+from fastmm_op.tiles import HOPPER_TILES, TILES, Choice, gemv_matrix, gemv_tile, operand_kind
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -44,6 +45,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
         for split in SPLITS:
             if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
                 yield Choice(False, False, tile, split)
+        yield from in_k_classes(problem)
         return
     if dtype == "fp32":
         packings = [(False, False), (True, True)] if problem.parts else [(False, False)]
@@ -70,6 +72,65 @@ def choices(problem: Problem) -> Iterator[Choice]:
                     yield choice
                     yield from tail_splits(problem, choice)
                 yield from in_slabs(problem, choice)
+    yield from in_k_classes(problem)
+
+
+def in_k_classes(problem: Problem) -> Iterator[Choice]:
+    """Choices that read a misaligned B, or matrix of a one-wide product, by classes of its rows."""
+    classes = count_k_classes(problem)
+    if classes == 1:
+        return
+    product = classes_as_batch(problem, classes)
+    pack_a, kind, tiles = False, "fp32", (gemv_tile(product),)
+    if not problem.one_wide:
+        pack_a = problem.dtype != "fp32" and not is_aligned(product.a, problem.dtype)
+        kind = operand_kind(product, pack_a, False)
+        of_kind = TILES[problem.arch.name, kind]
+        tiles = tuple(t for t in of_kind if t.kernel == "gemm" and t.block_m <= FEW_ROWS)
+    for tile in tiles:
+        for split in SPLITS:
+            choice = Choice(pack_a, False, tile, split)
+            deep_enough = split == 1 or cdiv(product.K, split) >= 2 * tile.block_k
+            fits = shared_memory(product, choice) <= problem.arch.shared_memory
+            if deep_enough and fits and chain_is_short(product, kind, split):
+                yield replace(choice, k_classes=classes)
+
+
+def count_k_classes(problem: Problem) -> int:
+    """How many classes of equally misaligned rows the operand has that most bytes are read of.
+
+    1: it has none, as where it is aligned, or cannot be read by them. It must be contiguous along
+    its rows (B's columns, that is), and a single batch item at an aligned address. Beside more than
+    a few rows of A, it is no longer its reading that takes the time.
+    """
+    operand = gemv_matrix(problem) if problem.one_wide else problem.b
+    misaligned = not is_aligned(operand, problem.dtype)
+    at_aligned_address = operand.pointer_alignment == COPY_BYTES
+    single = problem.batch == 1 and not problem.prepacked
+    bound_by_reading = problem.one_wide or problem.M <= FEW_ROWS
+    readable = misaligned and at_aligned_address and operand.row_stride == 1
+    if not (readable and single and bound_by_reading):
+        return 1
+    classes = classes_of(operand.k_stride * ITEMSIZE[problem.dtype])
+    return classes if 2 * classes <= problem.K else 1
+
+
+def classes_as_batch(problem: Problem, classes: int) -> Problem:
+    """The product of the classes of rows along K, one a batch item, without the epilogue."""
+
+    def by_classes(operand: Operand, shifted: bool) -> Operand:
+        strides = {"batch_stride": operand.k_stride, "k_stride": classes * operand.k_stride}
+        return replace(operand, **strides, shifted=shifted)
+
+    of_a = problem.one_wide and gemv_matrix(problem) is problem.a
+    return replace(
+        problem,
+        batch=classes,
+        K=cdiv(problem.K, classes),
+        a=by_classes(problem.a, of_a),
+        b=by_classes(problem.b, not of_a),
+        epilogue=Epilogue(),
+    )
 
 
 def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:
@@ -149,7 +210,8 @@ def count_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles of C, batch included; the same number for each class of A's rows, if it has classes."""
     tile, classes = choice.tile, a_classes(problem, choice)
     tiles_m = classes * cdiv(problem.M, classes * tile.block_m)
-    return problem.batch * tiles_m * cdiv(problem.N, tile.block_n)
+    columns = problem.N + spare_elements(problem.b, problem.dtype)
+    return problem.batch * tiles_m * cdiv(columns, tile.block_n)
 
 
 def whole_tiles(problem: Problem, choice: Choice) -> int:

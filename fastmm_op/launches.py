@@ -71,8 +71,9 @@ class Plan:
         strategy: ``"packed"`` (both operands rewritten as aligned 16-bit), ``"mixed"`` (one of
             them), ``"direct"`` (read as they are) or ``"zero"`` (nothing to multiply); with
             ``"+split"`` where K is shared out among programs and summed by a second kernel,
-            ``"+tail"`` where that is done with the last tiles only, or ``"+slabs"`` where parts of
-            K are packed by themselves too.
+            ``"+tail"`` where that is done with the last tiles only, ``"+slabs"`` where parts of K
+            are packed by themselves too, or ``"+classes"`` where rows along K are shared out by
+            their alignment.
         launches: kernels in order.
         workspace_bytes: scratch memory a call takes from PyTorch's caching allocator.
         seconds: the model's estimate, the figure by which this plan was chosen.

@@ -140,7 +140,8 @@ def pack_operand(
         slack_rows: rows past the end that the GEMM may read (and never uses).
         wrap: rows past the end that repeat the first ones; for a single batch item only.
         alignment: the packed pitch is a multiple of this many elements.
-        k_total: of all batch items together; slabs of one K may end with a shorter one.
+        k_total: of all batch items together; slabs of one K may end with a shorter one, and classes
+            of its rows differ by one.
     """
     operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
     batch = packed_items(problem, buffer)
@@ -205,7 +206,9 @@ def pack_operand(
                 batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)) * cdiv(pitch, block_k),
                 (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
                 + (pitch, *balance_strides),
-                {"SCALED": scaled, "PARTS": parts, **blocks_of(block_r, block_k)} | last_read,
+                {"SCALED": scaled, "INTERLEAVED": problem.b.shifted, "PARTS": parts}
+                | blocks_of(block_r, block_k)
+                | last_read,
                 num_warps=4 * parts,
             )
         )

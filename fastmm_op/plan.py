@@ -10,6 +10,7 @@ from functools import lru_cache
 from fastmm_op.choices import (
     a_classes,
     choices,
+    classes_as_batch,
     count_tiles,
     row_classes,
     slabs_as_batch,
@@ -42,10 +43,11 @@ from fastmm_op.problem import (
     is_aligned,
     next_power_of_two,
     round_up,
+    spare_elements,
 )
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
-from fastmm_op.tiles import Choice, Tile
+from fastmm_op.tiles import Choice, Tile, gemv_matrix
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
@@ -77,11 +79,14 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
         product = slabs_as_batch(problem, choice)
         launches = product_launches(*product, partial, problem.K, workspace)
         launches.append(reduce_launch(problem, choice.slabs, None, None, partial, c))
+    elif choice.k_classes > 1:
+        launches = class_launches(problem, choice, c, workspace)
     else:
         k_total = problem.batch * problem.K
         launches = product_launches(problem, choice, c, k_total, workspace)
     strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
     strategy += "+slabs" if choice.slabs > 1 else ""
+    strategy += "+classes" if choice.k_classes > 1 else ""
     strategy += "+split" if choice.split > 1 else ""
     strategy += "+tail" if choice.tail_split > 1 else ""
     return Plan(
@@ -122,12 +127,29 @@ def product_launches(
         launches.append(gemm_hopper_launch(problem, choice, a, b, target, tail))
     else:
         write_product = {"gemm": gemm_launch, "gemv": gemv_launch}[choice.tile.kernel]
-        launches.append(write_product(problem, choice, a, b, target))
+        launches.append(write_product(problem, choice, a, b, target, None))
     if choice.split > 1:
         launches.append(reduce_launch(problem, choice.split, a, b, target, c))
     if choice.tail_split > 1:
         launches.append(reduce_tail_launch(problem, choice, a, b, tail, c))
     return launches
+
+
+def class_launches(
+    problem: Problem, choice: Choice, c: Pointer, workspace: Workspace
+) -> list[Launch]:
+    """The launches of a product by classes of rows along K: partial sums of all, and their sum."""
+    product = classes_as_batch(problem, choice.k_classes)
+    sums = choice.k_classes * choice.split
+    partial = workspace.take(sums * problem.M * problem.N, "fp32")
+    a, pack_a = gemm_operand(product, choice, "a", None, problem.K, workspace)
+    b, _ = gemm_operand(product, choice, "b", None, problem.K, workspace)
+    write_product = gemv_launch if problem.one_wide else gemm_launch
+    return [
+        *pack_a,
+        write_product(product, choice, a, b, partial, problem.K),
+        reduce_launch(problem, sums, None, None, partial, c),
+    ]
 
 
 def gemm_operand(
@@ -162,22 +184,31 @@ def gemm_operand(
 
 
 def gemm_launch(
-    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+    problem: Problem,
+    choice: Choice,
+    a: GemmOperand,
+    b: GemmOperand,
+    target: Pointer,
+    k_total: int | None,
 ) -> Launch:
-    """kernels/gemm.py: cp.async and mma.sync, any strides."""
+    """kernels/gemm.py: cp.async and mma.sync, any strides.
+
+    k_total: of all classes of rows along K, if the batch items are such.
+    """
     tile = choice.tile
     both_packed = choice.pack_a and choice.pack_b
     k = round_up(problem.K, tile.block_k) if both_packed else problem.K
     scaled = a.row_exp is not None
     exact = problem.dtype == "fp32" and not problem.tf32
-    tiles = cdiv(problem.M, tile.block_m) * cdiv(problem.N, tile.block_n)
+    # Runs of a shifted B may reach over C's columns on both sides.
+    columns = 0 if problem.b.shifted else problem.N
     epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemm",
-        problem.batch * choice.split * tiles,
+        count_tiles(problem, choice) * choice.split,
         (a.pointer, b.pointer, target, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (problem.M, problem.N, k, problem.batch, choice.split)
+        + (problem.M, problem.N, k, problem.batch, choice.split, k_total)
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride)
         + (a.row_exp_stride, b.row_exp_stride, a.lo_offset),
@@ -186,7 +217,7 @@ def gemm_launch(
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
             "GROUP_M": group_m(problem, choice),
-            "EVEN_K": k % tile.block_k == 0,
+            "EVEN_K": k % tile.block_k == 0 and not problem.b.shifted,
             "CLAMP": not both_packed,
             "SCALED": scaled,
             "PARTS": 2 if a.lo_offset else 1,
@@ -194,7 +225,8 @@ def gemm_launch(
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
             "A_ALIGN": copy_elements(a, problem.M, choice.pack_a or is_aligned_in(problem, "a")),
-            "B_ALIGN": copy_elements(b, problem.N, choice.pack_b or is_aligned_in(problem, "b")),
+            "B_ALIGN": copy_elements(b, columns, choice.pack_b or is_aligned_in(problem, "b")),
+            "B_SHIFTED": problem.b.shifted,
             "ROUND": problem.tf32 and not scaled,
             "DOT": "ieee" if exact else "tf32",
             "WIDE": is_wide(problem, tile, a, b),
@@ -286,19 +318,25 @@ def gemm_hopper_launch(
 
 
 def gemv_launch(
-    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+    problem: Problem,
+    choice: Choice,
+    a: GemmOperand,
+    b: GemmOperand,
+    target: Pointer,
+    k_total: int | None,
 ) -> Launch:
-    """kernels/gemv.py: a product one row or one column wide."""
+    """kernels/gemv.py: a product one row or one column wide. k_total: as gemm_launch."""
     tile, batch, split = choice.tile, problem.batch, choice.split
     matrix, vector, rows = (b, a, problem.N) if problem.M == 1 else (a, b, problem.M)
     stride_bias = 1 if problem.M == 1 else 0
+    read_as = gemv_matrix(problem)
     epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemv",
-        batch * split * cdiv(rows, tile.block_n),
+        batch * split * cdiv(rows + spare_elements(read_as, problem.dtype), tile.block_n),
         (matrix.pointer, vector.pointer, target)
         + epilogue_pointers(problem, epilogue)
-        + (rows, problem.K, batch, split)
+        + (rows, problem.K, batch, split, k_total)
         + (matrix.batch_stride, matrix.row_stride, matrix.k_stride)
         + (vector.batch_stride, vector.k_stride)
         + (stride_bias,),
@@ -306,6 +344,7 @@ def gemv_launch(
             "BLOCK_R": tile.block_n,
             "BLOCK_K": tile.block_k,
             "K_MAJOR": matrix.k_major,
+            "SHIFTED": read_as.shifted,
             "ACTIVATION": epilogue.activation,
         },
         num_warps=tile.num_warps,
@@ -462,6 +501,11 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
             what += " before, and kept" if name == "b" and problem.prepacked else ""
         said.append(f"{name} is {aligned}: {what}")
+    if choice.k_classes > 1:
+        said.append(
+            f"rows along K are read from 16-byte addresses, in {choice.k_classes} classes of equal "
+            "alignment, whose products are summed in a fixed order"
+        )
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile

@@ -43,12 +43,15 @@ class Operand:
         batch_stride, row_stride, k_stride: in elements; 0 where the operand is expanded, and for
             dimensions of size one.
         pointer_alignment: the largest power of two up to 16 that divides the base address, bytes.
+        shifted: batch items start a little behind 16-byte addresses, and are read from these; their
+            rows and strides along K are otherwise aligned.
     """
 
     batch_stride: int
     row_stride: int
     k_stride: int
     pointer_alignment: int = COPY_BYTES
+    shifted: bool = False
 
     @property
     def k_major(self) -> bool:
@@ -167,12 +170,18 @@ def starts_in_sectors(operand: Operand, dtype: str) -> bool:
     return pitch * ITEMSIZE[dtype] % SECTOR_BYTES == 0
 
 
+def spare_elements(operand: Operand, dtype: str) -> int:
+    """How far tiles of a shifted operand may begin before its first row; 0 for any other."""
+    return COPY_BYTES // ITEMSIZE[dtype] - 1 if operand.shifted else 0
+
+
 def is_aligned(operand: Operand, dtype: str) -> bool:
-    """Whether all rows, or all columns, start at 16-byte addresses and are contiguous."""
+    """Whether all rows, or all columns, are read from 16-byte addresses and are contiguous."""
     elements = COPY_BYTES // ITEMSIZE[dtype]
-    strides = [operand.batch_stride, operand.row_stride, operand.k_stride]
-    contiguous = 1 in strides[1:]
+    strides = [operand.row_stride, operand.k_stride]
+    contiguous = 1 in strides
     if contiguous:
         strides.remove(1)
+    strides += [] if operand.shifted else [operand.batch_stride]
     pointer_is_aligned = operand.pointer_alignment % COPY_BYTES == 0
     return contiguous and pointer_is_aligned and all(s % elements == 0 for s in strides)

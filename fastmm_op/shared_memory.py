@@ -111,7 +111,7 @@ def c_tile_bytes(problem: Problem, choice: Choice) -> int:
     How many parts Triton 3.6 and 3.7 make of it was read off kernels whose rings are smaller.
     """
     tile = choice.tile
-    itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
+    itemsize = 4 if choice.split > 1 or problem.b.shifted else ITEMSIZE[problem.dtype]
     registers = tile.block_m * tile.block_n // (32 * tile.num_warps)
     aligned = problem.N % 16 == 0
     kind = operand_kind(problem, choice.pack_a, choice.pack_b)
@@ -132,4 +132,5 @@ def loads_are_wide(operand: Operand, neighbours: int, pitch: int = 0) -> bool:
         pitch: the other stride, if there is one.
     """
     known = pitch % 16 == 0 and operand.batch_stride % 16 == 0
-    return neighbours == 1 and known and operand.pointer_alignment == COPY_BYTES
+    aligned = operand.pointer_alignment == COPY_BYTES
+    return neighbours == 1 and aligned and (known or operand.shifted)

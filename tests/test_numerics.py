@@ -20,7 +20,7 @@ from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
 from fastmm_op.launches import Plan, Pointer
 from fastmm_op.plan import write_plan
-from fastmm_op.tiles import Choice, Tile
+from fastmm_op.tiles import Choice
 from oracle import assert_accurate, assert_same_specials, exact
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
@@ -163,11 +163,13 @@ class Forced:
 
     def roads(self, a, b, precision: str = "tf32") -> dict[tuple, tuple[Choice, Plan]]:
         """For each kernel and way of packing, K cut or not: the plan with a small tile."""
-        small = [x for x in self.plans(a, b, precision, ["sm_89"]) if is_small(x[0].tile)]
+        small = [x for x in self.plans(a, b, precision, ["sm_89"]) if is_small(x[0])]
         found = {}
         for choice, plan in sorted(small, key=lambda x: x[0].tile.block_m):
-            key = (choice.tile.kernel, choice.pack_a, choice.pack_b, choice.split, choice.slabs)
-            found.setdefault(key, (choice, plan))
+            cuts = (choice.split, choice.slabs, choice.k_classes)
+            found.setdefault(
+                (choice.tile.kernel, choice.pack_a, choice.pack_b, *cuts), (choice, plan)
+            )
         return found
 
     def run(self, a, b, plan: Plan) -> torch.Tensor:
@@ -179,8 +181,9 @@ class Forced:
         return out
 
 
-def is_small(tile: Tile) -> bool:
-    return tile.kernel == "gemv" or tile.block_m == tile.block_n
+def is_small(choice: Choice) -> bool:
+    tile = choice.tile
+    return tile.kernel == "gemv" or choice.k_classes > 1 or tile.block_m == tile.block_n
 
 
 @pytest.fixture

@@ -27,6 +27,12 @@ def item_k(K, K_total, item):
 
 
 @triton.jit
+def class_k(K_total, item, classes):
+    """The K of a batch item that is one of so many classes of one K_total's rows."""
+    return tl.cdiv(K_total - item, classes).to(tl.int32)
+
+
+@triton.jit
 def finite_magnitude(x):
     """|x| of fp32 as int32 bits, which compare as the numbers do; 0 for Inf and NaN."""
     bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF

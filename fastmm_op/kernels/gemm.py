@@ -8,13 +8,22 @@ One kernel serves both roads to the tensor cores:
   (the tensor core itself would truncate), the K tail is masked in a step of its own, because a mask
   in the main loop would turn 16-byte copies into 4-byte ones.
 
+A misaligned B whose rows lie along K can be read 16 bytes at a time too: rows that start equally
+far behind 16-byte addresses are a batch item of their own (B_SHIFTED), which is read from there, so
+that its tiles of C are shifted by that distance. The sum over the items is the product.
+
 Both operands are seen as (rows, K); B's rows are the columns of the product.
 """
 
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import INTERPRETED, scale_by_exponents, tile_coordinates
+from fastmm_op.kernels.common import (
+    INTERPRETED,
+    class_k,
+    scale_by_exponents,
+    tile_coordinates,
+)
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual, store_finished
 
 INF = tl.constexpr(float("inf"))
@@ -94,13 +103,24 @@ def multiply_parts(a_ptrs, b_ptrs, lo_offset, acc):
 
 
 @triton.jit
+def add_row(a_ptrs, b_ptrs, mask_n, acc, ROUND: tl.constexpr):
+    """acc + a * b^T for a column of A and a row of B, element by element."""
+    a = tl.load(a_ptrs).to(tl.float32)
+    b = tl.load(b_ptrs, mask=mask_n, other=0.0).to(tl.float32)
+    if ROUND:
+        a = round_to_tf32(a)
+        b = round_to_tf32(b)
+    return acc + a[:, None] * b[None, :]
+
+
+@triton.jit
 def gemm_kernel(
     a_ptr,  # (batch, M, K)
     b_ptr,  # (batch, N, K)
     c_ptr,  # (batch, M, N); if PARTIAL, (split_k, batch, M, N) fp32 sums, unscaled
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and (batch, M, N), or None
-    M, N, K, batch, split_k,
+    M, N, K, batch, split_k, K_total,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     stride_row_exp, stride_col_exp, lo_offset,
@@ -108,8 +128,8 @@ def gemm_kernel(
     EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
     PARTIAL: tl.constexpr,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
-    ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
-    SLICE_N: tl.constexpr,
+    B_SHIFTED: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLICE_N: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T, one (BLOCK_M, BLOCK_N) tile of one batch item and one K range a program.
 
@@ -117,9 +137,13 @@ def gemm_kernel(
     operands' buffers reach that far. PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
     WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so many elements
     may be copied at once; Triton itself learns of an integer only whether 16 divides it.
+    B_SHIFTED: batch items are classes of the rows of one B, of K_total in all, and start less than
+    B_ALIGN elements behind addresses that B_ALIGN divides. A tile then has columns before C's first
+    or after its last, of which nothing is stored.
     """
+    SPARE_COLUMNS: tl.constexpr = B_ALIGN - 1 if B_SHIFTED else 0
     tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_n = tl.cdiv(N + SPARE_COLUMNS, BLOCK_N)
     tiles = tiles_m * tiles_n
     split = tl.program_id(0) // tiles % split_k
     item = (tl.program_id(0) // tiles // split_k).to(tl.int64)
@@ -133,12 +157,23 @@ def gemm_kernel(
         offs_m, offs_n, offs_k = offs_m.to(tl.int64), offs_n.to(tl.int64), offs_k.to(tl.int64)
     first_m = tile_m.to(tl.int64) * BLOCK_M
     first_n = tile_n.to(tl.int64) * BLOCK_N
+    first_a = item * stride_ab + first_m * stride_am
+    first_b = item * stride_bb + first_n * stride_bn
+    shift = 0
+    runs_n = offs_n
+    if B_SHIFTED:
+        tl.static_assert(not B_K_MAJOR)
+        shift = (item * stride_bb % B_ALIGN).to(tl.int32)
+        first_b -= shift
+        runs_n = offs_n // B_ALIGN * B_ALIGN
+        # What is read at once of the last row may end after B: it has a step of its own.
+        K = class_k(K_total, item, batch) - 1
     mask_m = offs_m < M - first_m
-    mask_n = offs_n < N - first_n
+    mask_n = offs_n < N + shift - first_n
     rows_m, rows_n = offs_m, offs_n
     if CLAMP:
         rows_m = tl.where(mask_m, offs_m, 0)
-        rows_n = tl.where(mask_n, offs_n, 0)
+        rows_n = tl.where(runs_n < N + shift - first_n, offs_n, 0)
     # By division: Triton ignores multiple_of on a kernel's own arguments.
     if A_ALIGN > 1:
         if A_K_MAJOR:
@@ -158,10 +193,8 @@ def gemm_kernel(
     first = tl.minimum(split * steps, blocks_k)
     last = tl.minimum(first + steps, blocks_k)
     first_k = first.to(tl.int64) * BLOCK_K
-    a_base = item * stride_ab + first_m * stride_am + first_k * stride_ak
-    b_base = item * stride_bb + first_n * stride_bn + first_k * stride_bk
-    a_ptrs = a_ptr + tl.multiple_of(a_base, A_ALIGN)
-    b_ptrs = b_ptr + tl.multiple_of(b_base, B_ALIGN)
+    a_ptrs = a_ptr + tl.multiple_of(first_a + first_k * stride_ak, A_ALIGN)
+    b_ptrs = b_ptr + tl.multiple_of(first_b + first_k * stride_bk, B_ALIGN)
     a_ptrs += tile_offsets(rows_m, offs_k, stride_am, stride_ak, A_K_MAJOR)
     b_ptrs += tile_offsets(rows_n, offs_k, stride_bn, stride_bk, B_K_MAJOR)
     step_a = tl.multiple_of(tl.cast(stride_ak, tl.int64) * BLOCK_K, A_ALIGN)
@@ -183,6 +216,14 @@ def gemm_kernel(
             a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
             b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
             acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+    if B_SHIFTED:
+        if split == split_k - 1:
+            last_k = tl.cast(K, tl.int64)
+            a_last = a_ptr + (first_a + last_k * stride_ak) + rows_m * stride_am
+            b_last = b_ptr + (first_b + last_k * stride_bk) + offs_n
+            acc = add_row(a_last, b_last, mask_n, acc, ROUND)
+        first_n -= shift
+        mask_n = (offs_n >= -first_n) & (offs_n < N - first_n)
 
     if SCALED and not PARTIAL:
         row_exp_ptrs = row_exp_ptr + (item * stride_row_exp + first_m) + offs_m

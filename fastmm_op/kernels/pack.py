@@ -17,7 +17,8 @@ operand is, and has its sign, so that the sum is what IEEE arithmetic makes it.
 16-bit inputs are copied as they are.
 
 Batch items may be slabs of one K, each scaled by itself. K_total, batch * K otherwise, then says
-where the last of them ends.
+where the last of them ends. Or they share one K_total by turns (INTERLEAVED), to be multiplied with
+the classes of kernels/gemm.py.
 
 ``wrap`` more rows than there are repeat the first ones, for kernels/gemm_hopper.py reads across the
 end; only a single batch item may have them. They are blocks of their own, so that the rows of a
@@ -29,6 +30,7 @@ import triton.language as tl
 
 from fastmm_op.kernels.common import (
     NO_EXPONENT,
+    class_k,
     exponent_of,
     finite_magnitude,
     item_k,
@@ -202,7 +204,8 @@ def pack_tiles_kernel(
     R, K, K_total, wrap,
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
-    SCALED: tl.constexpr, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr, INTERLEAVED: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
     BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
 ):  # fmt: skip
     """Pack one (BLOCK_R, BLOCK_K) tile, scaled by the maxima of row_max_kernel or copied as it is.
@@ -214,7 +217,10 @@ def pack_tiles_kernel(
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     first_k = tile % blocks_k * BLOCK_K
     batch = (tile // blocks_k // blocks_r).to(tl.int64)
-    K = item_k(K, K_total, batch)
+    if INTERLEAVED:
+        K = class_k(K_total, batch, tl.num_programs(0) // blocks_k // blocks_r)
+    else:
+        K = item_k(K, K_total, batch)
     source, target, count = block_rows(tile // blocks_k % blocks_r, R, wrap, BLOCK_R)
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)

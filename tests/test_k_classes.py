@@ -1,0 +1,190 @@
+"""A misaligned B, or matrix times a vector, read 16 bytes at a time by classes of its rows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cases import DTYPES, surrounded
+from fastmm_op.arch import ARCHES
+from fastmm_op.choices import choices, classes_as_batch, count_k_classes
+from fastmm_op.estimate import estimate
+from fastmm_op.launches import Pointer
+from fastmm_op.plan import make_plan, write_plan
+from fastmm_op.problem import Epilogue, Problem, is_aligned, problem_of
+from oracle import assert_accurate
+
+KINDS = [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32"), ("fp16", "tf32")]
+
+
+def problem(m, k, n, dtype="bf16", arch="sm_89", layout="NN", **options) -> Problem:
+    options = {"batch": 1, "precision": "tf32"} | options
+    return problem_of(m, k, n, dtype=dtype, layout=layout, arch=ARCHES[arch], **options)
+
+
+def by_classes(p: Problem) -> list:
+    return [choice for choice in choices(p) if choice.k_classes > 1]
+
+
+@pytest.mark.parametrize(
+    ("p", "classes"),
+    [
+        (problem(8, 100, 37), 8),
+        (problem(8, 100, 38), 4),
+        (problem(8, 100, 36), 2),
+        (problem(8, 100, 37, "fp32"), 4),
+        (problem(8, 100, 38, "fp32"), 2),
+        (problem(1, 100, 37), 8),
+        (problem(37, 100, 1, layout="TN"), 8),
+        (problem(8, 16, 37), 8),
+        (problem(8, 15, 37), 1),  # not two rows a class
+        (problem(32, 100, 37), 8),
+        (problem(33, 100, 37), 1),  # not few rows
+        (problem(8, 100, 40), 1),  # aligned
+        (problem(8, 100, 37, layout="NT"), 1),  # columns of B along K
+        (problem(37, 100, 1), 1),  # A's rows along K
+        (problem(8, 100, 37, batch=2), 1),
+        (replace(problem(8, 100, 37), prepacked=True), 1),
+    ],
+)
+def test_which_products_have_classes(p, classes) -> None:
+    assert count_k_classes(p) == classes
+    assert {c.k_classes for c in by_classes(p)} == ({classes} if classes > 1 else set())
+
+
+def test_an_address_that_is_not_known_has_no_classes() -> None:
+    p = problem(8, 100, 37)
+    assert count_k_classes(replace(p, b=replace(p.b, pointer_alignment=8))) == 1
+
+
+def test_items_are_the_rows_of_a_class() -> None:
+    product = classes_as_batch(problem(8, 101, 37), 8)
+    assert (product.batch, product.K) == (8, 13)
+    assert (product.a.batch_stride, product.a.row_stride, product.a.k_stride) == (1, 101, 8)
+    assert (product.b.batch_stride, product.b.row_stride, product.b.k_stride) == (37, 1, 296)
+    assert is_aligned(product.b, "bf16")
+    assert not is_aligned(product.a, "bf16")
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+@pytest.mark.parametrize("m", [1, 8, 17, 32])
+def test_skinny_misaligned_products_take_them(m, dtype, precision, arch) -> None:
+    """Few rows times a large matrix with odd rows: bound by how fast B can be read."""
+    p = problem(m, 4097, 11009, dtype, arch, precision=precision)
+    plan = make_plan(p)
+    assert plan.choice.k_classes == (4 if dtype == "fp32" else 8)
+    packs = dtype != "fp32" and m > 1
+    assert plan.strategy.startswith("mixed+classes" if packs else "direct+classes")
+    others = [estimate(p, c) for c in choices(p) if c.k_classes == 1]
+    assert plan.seconds < min(others)
+
+
+def test_launches() -> None:
+    """One product of all classes, and one sum, which applies the epilogue."""
+    p = replace(problem(8, 100, 37), epilogue=Epilogue(bias=True, activation="relu"))
+    for choice in by_classes(p):
+        pack, gemm, reduce = write_plan(p, choice).launches
+        assert (pack.kernel, gemm.kernel, reduce.kernel) == ("pack_tiles", "gemm", "reduce")
+        assert pack.constexprs["INTERLEAVED"]
+        assert (gemm.constexprs["B_SHIFTED"], gemm.constexprs["B_ALIGN"]) == (True, 8)
+        assert gemm.constexprs["ACTIVATION"] == "none"
+        assert reduce.constexprs["ACTIVATION"] == "relu"
+        assert Pointer("bias", "bf16") in reduce.args
+        tile = choice.tile
+        tiles = -(-8 // tile.block_m) * -(-(37 + 7) // tile.block_n)
+        assert gemm.grid == 8 * choice.split * tiles
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(("dtype", "precision"), [*KINDS, ("fp32", "ieee")])
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [(3, 70, 37), (8, 300, 121), (32, 129, 66), (2, 16, 1), (1, 150, 261), (261, 150, 1)],
+)
+def test_numbers(m, k, n, dtype, precision, guarded_memory) -> None:
+    """Every tile and split; B's rows lie in NaN, of which no element reaches the product."""
+    from fastmm_op import launch
+
+    a = torch.randn(1, m, k, dtype=DTYPES[dtype])
+    b = torch.randn(1, k, n, dtype=DTYPES[dtype])
+    # Rows along K, and an odd distance between them.
+    if n == 1:
+        a = surrounded(a.mT, 0, 5 + m % 2).mT
+    else:
+        b = surrounded(b, 0, 5 + n % 2)
+    plans = different_plans(a, b, precision)
+    assert plans
+    for choice, plan in plans:
+        out = guarded_memory.empty((1, m, n), dtype=a.dtype, device=a.device)
+        launch.run_plan(plan, a, b, out)
+        assert_accurate(out, a, b, precision, what=str(choice))
+
+
+def different_plans(a: torch.Tensor, b: torch.Tensor, precision: str, arches=ARCHES) -> list:
+    """(choice, plan) of every choice with classes, each kind of launches once."""
+    from fastmm_op import launch
+
+    found = {}
+    for arch in arches:
+        p = launch.describe(a, b, precision, ARCHES[arch])
+        for choice in by_classes(p):
+            plan = write_plan(p, choice)
+            key = str([(s.kernel, s.grid, s.args, s.constexprs) for s in plan.launches])
+            found.setdefault(key, (choice, plan))
+    return list(found.values())
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("m", "k", "n"), [(3, 301, 121), (2, 40, 3), (1, 150, 261), (261, 150, 1)])
+def test_nothing_outside_the_matrix_is_read(m, k, n, dtype, monkeypatch) -> None:
+    """Sixteen bytes at once, but none of them before its first element or after its last."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from fastmm_op import launch
+
+    a = torch.randn(1, m, k, dtype=DTYPES[dtype])
+    matrix = torch.randn(1, k, max(m, n), dtype=a.dtype)
+    memory = matrix.new_full((2048 + matrix.numel() + 2048,), torch.nan)
+    matrix = memory[2048:-2048].view(matrix.shape).copy_(matrix)
+    b = matrix
+    if n == 1:
+        a, b = matrix.mT, torch.randn(1, k, 1, dtype=a.dtype)
+    size = matrix.element_size()
+    outside = [memory.data_ptr() + size * (memory.numel() if end else 0) for end in (0, 1)]
+    inside = [matrix.data_ptr() + size * (matrix.numel() if end else 0) for end in (0, 1)]
+    load = InterpreterBuilder.create_masked_load
+    seen = set()
+
+    def watched(self, ptrs, mask, *rest):
+        addresses = ptrs.data[mask.data]
+        here = addresses[(addresses >= outside[0]) & (addresses < outside[1])]
+        if here.size:
+            seen.update((int(here.min()), int(here.max()) + size))
+        return load(self, ptrs, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched)
+    for _, plan in different_plans(a, b, "tf32"):
+        launch.run_plan(plan, a, b, torch.empty(1, m, n, dtype=a.dtype))
+    assert (min(seen), max(seen)) == tuple(inside)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "precision"), [*KINDS, ("fp32", "ieee")])
+@pytest.mark.parametrize("pitch", [11009, 11010, 11012])
+@pytest.mark.parametrize("m", [1, 3, 17, 32])
+def test_on_a_gpu(m, pitch, dtype, precision) -> None:
+    """By every tile and split of this card; what lies between B's rows, and C before, is NaN."""
+    from fastmm_op import launch
+
+    a = torch.randn(1, m, 4097, device="cuda", dtype=DTYPES[dtype])
+    rows = torch.full((1, 4097, pitch), torch.nan, device="cuda", dtype=a.dtype)
+    b = rows[..., :10995].copy_(torch.randn(1, 4097, 10995, device="cuda", dtype=a.dtype))
+    p = launch.describe(a, b, precision, launch.device_arch(torch.cuda.current_device()))
+    found = by_classes(p)
+    assert bool(found) == (dtype != "fp32" or pitch != 11012)
+    for choice in found:
+        out = torch.full((1, m, 10995), torch.nan, device="cuda", dtype=a.dtype)
+        launch.run_plan(write_plan(p, choice), a, b, out)
+        assert_accurate(out, a, b, precision, what=str(choice))
