@@ -45,7 +45,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
         for split in SPLITS:
             if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
                 yield Choice(False, False, tile, split)
-        yield from in_k_classes(problem)
+        yield from in_b_classes(problem)
         return
     if dtype == "fp32":
         packings = [(False, False), (True, True)] if problem.parts else [(False, False)]
@@ -72,65 +72,93 @@ def choices(problem: Problem) -> Iterator[Choice]:
                     yield choice
                     yield from tail_splits(problem, choice)
                 yield from in_slabs(problem, choice)
-    yield from in_k_classes(problem)
+    yield from in_b_classes(problem)
 
 
-def in_k_classes(problem: Problem) -> Iterator[Choice]:
+def in_b_classes(problem: Problem) -> Iterator[Choice]:
     """Choices that read a misaligned B, or matrix of a one-wide product, by classes of its rows."""
-    classes = count_k_classes(problem)
+    classes = count_b_classes(problem)
     if classes == 1:
         return
     product = classes_as_batch(problem, classes)
+    along_n = classes_lie_along_n(problem)
     pack_a, kind, tiles = False, "fp32", (gemv_tile(product),)
     if not problem.one_wide:
-        pack_a = problem.dtype != "fp32" and not is_aligned(product.a, problem.dtype)
-        kind = operand_kind(product, pack_a, False)
-        of_kind = TILES[problem.arch.name, kind]
+        # Packing takes A's classes along K; where K is shifted, A comes element by element.
+        of_16_bits = problem.dtype != "fp32"
+        pack_a = of_16_bits and not along_n and not is_aligned(product.a, problem.dtype)
+        kind = "16-bit" if of_16_bits else "fp32"
+        # Short of K: the last step of a shifted K has an address for each of its elements.
+        of_kind = TILES["sm_89" if along_n else problem.arch.name, kind]
         tiles = tuple(t for t in of_kind if t.kernel == "gemm" and t.block_m <= FEW_ROWS)
     for tile in tiles:
         for split in SPLITS:
             choice = Choice(pack_a, False, tile, split)
-            deep_enough = split == 1 or cdiv(product.K, split) >= 2 * tile.block_k
+            depth = cdiv(product.K, split)
+            deep_enough = depth >= 2 * tile.block_k or (split == 1 and not along_n)
             fits = shared_memory(product, choice) <= problem.arch.shared_memory
             if deep_enough and fits and chain_is_short(product, kind, split):
-                yield replace(choice, k_classes=classes)
+                yield replace(choice, b_classes=classes)
 
 
-def count_k_classes(problem: Problem) -> int:
+def count_b_classes(problem: Problem) -> int:
     """How many classes of equally misaligned rows the operand has that most bytes are read of.
 
     1: it has none, as where it is aligned, or cannot be read by them. It must be contiguous along
-    its rows (B's columns, that is), and a single batch item at an aligned address. Beside more than
-    a few rows of A, it is no longer its reading that takes the time.
+    one dimension (of a one-wide product: not along K), and a single batch item at an aligned
+    address. Beside more than a few rows of A, it is no longer its reading that takes the time.
     """
     operand = gemv_matrix(problem) if problem.one_wide else problem.b
     misaligned = not is_aligned(operand, problem.dtype)
     at_aligned_address = operand.pointer_alignment == COPY_BYTES
     single = problem.batch == 1 and not problem.prepacked
     bound_by_reading = problem.one_wide or problem.M <= FEW_ROWS
-    readable = misaligned and at_aligned_address and operand.row_stride == 1
+    along_k, along_n = operand.row_stride == 1, operand.k_stride == 1 and not problem.one_wide
+    readable = misaligned and at_aligned_address and (along_k or along_n)
     if not (readable and single and bound_by_reading):
         return 1
-    classes = classes_of(operand.k_stride * ITEMSIZE[problem.dtype])
-    return classes if 2 * classes <= problem.K else 1
+    pitch = operand.k_stride if along_k else operand.row_stride
+    classes = classes_of(pitch * ITEMSIZE[problem.dtype])
+    return classes if 2 * classes <= (problem.K if along_k else problem.N) else 1
 
 
 def classes_as_batch(problem: Problem, classes: int) -> Problem:
-    """The product of the classes of rows along K, one a batch item, without the epilogue."""
+    """The product of the classes, one a batch item, without the epilogue.
 
-    def by_classes(operand: Operand, shifted: bool) -> Operand:
+    Rows along K: every item is a part of K, and the items' sum is wanted. Rows along N (a K-major
+    B): every item is some columns, of all of A, which is read from wherever B's shift leads.
+    """
+
+    def part_of_k(operand: Operand, shifted: bool) -> Operand:
         strides = {"batch_stride": operand.k_stride, "k_stride": classes * operand.k_stride}
         return replace(operand, **strides, shifted=shifted)
 
+    product = replace(problem, batch=classes, epilogue=Epilogue())
+    if classes_lie_along_n(problem):
+        pitch = problem.b.row_stride
+        return replace(
+            product,
+            N=cdiv(problem.N, classes),
+            a=replace(problem.a, batch_stride=0, pointer_alignment=ITEMSIZE[problem.dtype]),
+            b=replace(problem.b, batch_stride=pitch, row_stride=classes * pitch, shifted=True),
+        )
     of_a = problem.one_wide and gemv_matrix(problem) is problem.a
     return replace(
-        problem,
-        batch=classes,
+        product,
         K=cdiv(problem.K, classes),
-        a=by_classes(problem.a, of_a),
-        b=by_classes(problem.b, not of_a),
-        epilogue=Epilogue(),
+        a=part_of_k(problem.a, of_a),
+        b=part_of_k(problem.b, not of_a),
     )
+
+
+def classes_lie_along_n(problem: Problem) -> bool:
+    """Whether the rows of B, as it lies in memory, are columns of the product."""
+    return not problem.one_wide and problem.b.k_major
+
+
+def partial_products(problem: Problem, choice: Choice) -> int:
+    """Partial sums of C that a choice with classes leaves."""
+    return choice.split * (1 if classes_lie_along_n(problem) else choice.b_classes)
 
 
 def in_slabs(problem: Problem, choice: Choice) -> Iterator[Choice]:

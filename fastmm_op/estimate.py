@@ -4,6 +4,7 @@ from fastmm_op.choices import (
     a_classes,
     classes_as_batch,
     count_tiles,
+    partial_products,
     slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
@@ -27,9 +28,9 @@ STEP_SECONDS = 0.2e-6
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
 MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
-# The same where only the few rows of an fp32 A are, beside a B that is read by classes: that takes
-# a tenth more instructions a step.
-A_BY_ELEMENT = 0.9
+# The same where only the few rows of A are, beside a B that is read by classes: by the instructions
+# that a step takes.
+A_BY_ELEMENT = {"fp32": 0.9, "fp16": 0.5, "bf16": 0.5}
 # Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
 PACK_BANDWIDTH = 0.85
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
@@ -69,11 +70,11 @@ def estimate(problem: Problem, choice: Choice) -> float:
         product, inner = slabs_as_batch(problem, choice)
         summed = launch + reduce_seconds(problem, choice.slabs)
         return estimate(product, inner) + SLAB_STORES * store_seconds(product, inner) + summed
-    if choice.k_classes > 1:
-        product = classes_as_batch(problem, choice.k_classes)
+    if choice.b_classes > 1:
+        product = classes_as_batch(problem, choice.b_classes)
         multiply = gemv_seconds if problem.one_wide else gemm_seconds
         packed = pack_seconds(product, "a") if choice.pack_a else 0.0
-        summed = launch + reduce_seconds(problem, choice.k_classes * choice.split)
+        summed = launch + reduce_seconds(problem, partial_products(problem, choice))
         return packed + launch + multiply(product, choice) + summed
     seconds = launch
     if choice.tile.kernel == "gemv":
@@ -162,7 +163,8 @@ def rate(problem: Problem, choice: Choice) -> float:
         best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
     for operand, packed in operands(problem, choice):
         if read_misaligned(problem, choice, operand, packed):
-            return best * (A_BY_ELEMENT if problem.b.shifted else MISALIGNED_RATE[problem.dtype])
+            remains = A_BY_ELEMENT if problem.b.shifted else MISALIGNED_RATE
+            return best * remains[problem.dtype]
         tma = choice.tile.kernel == "gemm_hopper" and not packed
         by_classes = operand is problem.a and a_classes(problem, choice) > 1
         if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
@@ -204,7 +206,7 @@ def store_seconds(problem: Problem, choice: Choice) -> float:
 
     Where tiles are shared, their partial sums are written in place of their part of C.
     """
-    partial = choice.split > 1 or choice.k_classes > 1
+    partial = choice.split > 1 or choice.b_classes > 1
     size = 4 * choice.split if partial else ITEMSIZE[problem.dtype]
     aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
     moved = problem.batch * problem.M * problem.N * size

@@ -105,7 +105,7 @@ def exported_problem(problem: Problem) -> Problem:
 def exported_choice(problem: Problem) -> Choice:
     """The best choice, by the model, among those of plain Triton kernels."""
     problem = exported_problem(problem)
-    whole = (c for c in choices(problem) if c.slabs == c.k_classes == 1)
+    whole = (c for c in choices(problem) if c.slabs == c.b_classes == 1)
     return min(whole, key=lambda choice: estimate(problem, choice))
 
 

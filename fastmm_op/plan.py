@@ -12,6 +12,7 @@ from fastmm_op.choices import (
     choices,
     classes_as_batch,
     count_tiles,
+    partial_products,
     row_classes,
     slabs_as_batch,
     stores_are_aligned,
@@ -79,14 +80,14 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
         product = slabs_as_batch(problem, choice)
         launches = product_launches(*product, partial, problem.K, workspace)
         launches.append(reduce_launch(problem, choice.slabs, None, None, partial, c))
-    elif choice.k_classes > 1:
+    elif choice.b_classes > 1:
         launches = class_launches(problem, choice, c, workspace)
     else:
         k_total = problem.batch * problem.K
         launches = product_launches(problem, choice, c, k_total, workspace)
     strategy = {0: "direct", 1: "mixed", 2: "packed"}[choice.pack_a + choice.pack_b]
     strategy += "+slabs" if choice.slabs > 1 else ""
-    strategy += "+classes" if choice.k_classes > 1 else ""
+    strategy += "+classes" if choice.b_classes > 1 else ""
     strategy += "+split" if choice.split > 1 else ""
     strategy += "+tail" if choice.tail_split > 1 else ""
     return Plan(
@@ -138,16 +139,17 @@ def product_launches(
 def class_launches(
     problem: Problem, choice: Choice, c: Pointer, workspace: Workspace
 ) -> list[Launch]:
-    """The launches of a product by classes of rows along K: partial sums of all, and their sum."""
-    product = classes_as_batch(problem, choice.k_classes)
-    sums = choice.k_classes * choice.split
+    """The launches of a product by classes of B's rows: partial sums of all, and their sum."""
+    product = classes_as_batch(problem, choice.b_classes)
+    rows = problem.K if product.K < problem.K else problem.N
+    sums = partial_products(problem, choice)
     partial = workspace.take(sums * problem.M * problem.N, "fp32")
-    a, pack_a = gemm_operand(product, choice, "a", None, problem.K, workspace)
-    b, _ = gemm_operand(product, choice, "b", None, problem.K, workspace)
+    a, pack_a = gemm_operand(product, choice, "a", None, rows, workspace)
+    b, _ = gemm_operand(product, choice, "b", None, rows, workspace)
     write_product = gemv_launch if problem.one_wide else gemm_launch
     return [
         *pack_a,
-        write_product(product, choice, a, b, partial, problem.K),
+        write_product(product, choice, a, b, partial, rows),
         reduce_launch(problem, sums, None, None, partial, c),
     ]
 
@@ -189,11 +191,11 @@ def gemm_launch(
     a: GemmOperand,
     b: GemmOperand,
     target: Pointer,
-    k_total: int | None,
+    rows_total: int | None,
 ) -> Launch:
     """kernels/gemm.py: cp.async and mma.sync, any strides.
 
-    k_total: of all classes of rows along K, if the batch items are such.
+    rows_total: of all classes of rows of B, if the batch items are such.
     """
     tile = choice.tile
     both_packed = choice.pack_a and choice.pack_b
@@ -208,7 +210,7 @@ def gemm_launch(
         count_tiles(problem, choice) * choice.split,
         (a.pointer, b.pointer, target, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (problem.M, problem.N, k, problem.batch, choice.split, k_total)
+        + (problem.M, problem.N, k, problem.batch, choice.split, rows_total)
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride)
         + (a.row_exp_stride, b.row_exp_stride, a.lo_offset),
@@ -323,9 +325,9 @@ def gemv_launch(
     a: GemmOperand,
     b: GemmOperand,
     target: Pointer,
-    k_total: int | None,
+    rows_total: int | None,
 ) -> Launch:
-    """kernels/gemv.py: a product one row or one column wide. k_total: as gemm_launch."""
+    """kernels/gemv.py: a product one row or one column wide. rows_total: as gemm_launch."""
     tile, batch, split = choice.tile, problem.batch, choice.split
     matrix, vector, rows = (b, a, problem.N) if problem.M == 1 else (a, b, problem.M)
     stride_bias = 1 if problem.M == 1 else 0
@@ -336,7 +338,7 @@ def gemv_launch(
         batch * split * cdiv(rows + spare_elements(read_as, problem.dtype), tile.block_n),
         (matrix.pointer, vector.pointer, target)
         + epilogue_pointers(problem, epilogue)
-        + (rows, problem.K, batch, split, k_total)
+        + (rows, problem.K, batch, split, rows_total)
         + (matrix.batch_stride, matrix.row_stride, matrix.k_stride)
         + (vector.batch_stride, vector.k_stride)
         + (stride_bias,),
@@ -501,10 +503,10 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
             what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
             what += " before, and kept" if name == "b" and problem.prepacked else ""
         said.append(f"{name} is {aligned}: {what}")
-    if choice.k_classes > 1:
+    if choice.b_classes > 1:
         said.append(
-            f"rows along K are read from 16-byte addresses, in {choice.k_classes} classes of equal "
-            "alignment, whose products are summed in a fixed order"
+            f"what is misaligned is read from 16-byte addresses, in {choice.b_classes} classes of "
+            "equally misaligned rows"
         )
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")

@@ -43,8 +43,8 @@ class Operand:
         batch_stride, row_stride, k_stride: in elements; 0 where the operand is expanded, and for
             dimensions of size one.
         pointer_alignment: the largest power of two up to 16 that divides the base address, bytes.
-        shifted: batch items start a little behind 16-byte addresses, and are read from these; their
-            rows and strides along K are otherwise aligned.
+        shifted: batch items start a little behind 16-byte addresses, and are read from these; in
+            themselves they are aligned.
     """
 
     batch_stride: int
@@ -171,8 +171,9 @@ def starts_in_sectors(operand: Operand, dtype: str) -> bool:
 
 
 def spare_elements(operand: Operand, dtype: str) -> int:
-    """How far tiles of a shifted operand may begin before its first row; 0 for any other."""
-    return COPY_BYTES // ITEMSIZE[dtype] - 1 if operand.shifted else 0
+    """How far tiles of an operand that is shifted along its rows may begin before the first."""
+    along_rows = operand.shifted and not operand.k_major
+    return COPY_BYTES // ITEMSIZE[dtype] - 1 if along_rows else 0
 
 
 def is_aligned(operand: Operand, dtype: str) -> bool:

@@ -65,9 +65,9 @@ def road(choice: Choice) -> tuple:
     others = tuple(
         getattr(choice, f.name)
         for f in fields(choice)
-        if f.name not in ("tile", "split", "tail_split", "slabs", "k_classes")
+        if f.name not in ("tile", "split", "tail_split", "slabs", "b_classes")
     )
-    shares = (choice.split > 1, choice.tail_split > 1, choice.slabs > 1, choice.k_classes > 1)
+    shares = (choice.split > 1, choice.tail_split > 1, choice.slabs > 1, choice.b_classes > 1)
     return (choice.tile.kernel, *shares, *others)
 
 
@@ -81,8 +81,8 @@ def label(choice: Choice) -> str:
         parts.append(f"{tile.num_stages} stage{'s' if tile.num_stages > 1 else ''}")
     if choice.slabs > 1:
         parts.append(f"{choice.slabs} slabs")
-    if choice.k_classes > 1:
-        parts.append(f"{choice.k_classes} classes of K")
+    if choice.b_classes > 1:
+        parts.append(f"{choice.b_classes} classes")
     if choice.split > 1:
         parts.append(f"split {choice.split}")
     if choice.tail_split > 1:

@@ -33,9 +33,9 @@ class Choice:
             only for the Hopper kernel without a split.
         slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
             summed; more than 1 where that packs a long K in one read.
-        k_classes: rows of a misaligned B along K that start equally far behind 16-byte addresses
-            are multiplied together, as a batch item, and the items summed; more than 1 where B is
-            read 16 bytes at a time like that.
+        b_classes: rows of a misaligned B (as it lies in memory, so along K or along N) that start
+            equally far behind 16-byte addresses are multiplied together, as a batch item; more than
+            1 where B is read 16 bytes at a time like that.
     """
 
     pack_a: bool
@@ -44,7 +44,7 @@ class Choice:
     split: int
     tail_split: int = 1
     slabs: int = 1
-    k_classes: int = 1
+    b_classes: int = 1
 
 
 # What TMA and wgmma make of 16-bit operands, one part each.

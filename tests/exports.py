@@ -48,7 +48,7 @@ class Case:
             choice
             for choice in choices(problem)
             if (choice.pack_a, choice.pack_b) == self.pack
-            and (choice.split, choice.slabs, choice.k_classes) == (self.split, 1, 1)
+            and (choice.split, choice.slabs, choice.b_classes) == (self.split, 1, 1)
         ]
         return min(road, key=lambda choice: estimate(problem, choice))
 

@@ -166,7 +166,7 @@ class Forced:
         small = [x for x in self.plans(a, b, precision, ["sm_89"]) if is_small(x[0])]
         found = {}
         for choice, plan in sorted(small, key=lambda x: x[0].tile.block_m):
-            cuts = (choice.split, choice.slabs, choice.k_classes)
+            cuts = (choice.split, choice.slabs, choice.b_classes)
             found.setdefault(
                 (choice.tile.kernel, choice.pack_a, choice.pack_b, *cuts), (choice, plan)
             )
@@ -183,7 +183,7 @@ class Forced:
 
 def is_small(choice: Choice) -> bool:
     tile = choice.tile
-    return tile.kernel == "gemv" or choice.k_classes > 1 or tile.block_m == tile.block_n
+    return tile.kernel == "gemv" or choice.b_classes > 1 or tile.block_m == tile.block_n
 
 
 @pytest.fixture

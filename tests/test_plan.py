@@ -174,6 +174,9 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     a_strides = arg["stride_ab"], arg["stride_am"], arg["stride_ak"]
     b_strides = arg["stride_bb"], arg["stride_bn"], arg["stride_bk"]
     assert (arg["PARTS"] == 2) is (arg["lo_offset"] > 0)
+    if arg["B_SHIFTED"] and arg["B_K_MAJOR"]:  # each item is some columns of one product
+        products = arg["split_k"] * m * arg["rows_total"]
+        assert -(-arg["rows_total"] // batch) == n
     return exponents | {
         "a_ptr": span((batch, m, k), a_strides) + arg["lo_offset"],
         "b_ptr": span((batch, n, k), b_strides) + arg["lo_offset"],

@@ -27,9 +27,9 @@ def item_k(K, K_total, item):
 
 
 @triton.jit
-def class_k(K_total, item, classes):
-    """The K of a batch item that is one of so many classes of one K_total's rows."""
-    return tl.cdiv(K_total - item, classes).to(tl.int32)
+def class_size(total, item, classes):
+    """How many of so many rows are in class ``item``: that one, and every classes-th after it."""
+    return tl.cdiv(total - item, classes).to(tl.int32)
 
 
 @triton.jit

@@ -8,9 +8,10 @@ One kernel serves both roads to the tensor cores:
   (the tensor core itself would truncate), the K tail is masked in a step of its own, because a mask
   in the main loop would turn 16-byte copies into 4-byte ones.
 
-A misaligned B whose rows lie along K can be read 16 bytes at a time too: rows that start equally
-far behind 16-byte addresses are a batch item of their own (B_SHIFTED), which is read from there, so
-that its tiles of C are shifted by that distance. The sum over the items is the product.
+A misaligned B can be read 16 bytes at a time too: rows that start equally far behind 16-byte
+addresses are a batch item of their own (B_SHIFTED), which is read from there. If B's rows lie along
+K, tiles of C are shifted by that distance, and the sum over the items is the product. If B is
+K-major, K is shifted, A's too, and each item is some columns of the product.
 
 Both operands are seen as (rows, K); B's rows are the columns of the product.
 """
@@ -20,7 +21,7 @@ import triton.language as tl
 
 from fastmm_op.kernels.common import (
     INTERPRETED,
-    class_k,
+    class_size,
     scale_by_exponents,
     tile_coordinates,
 )
@@ -117,10 +118,12 @@ def add_row(a_ptrs, b_ptrs, mask_n, acc, ROUND: tl.constexpr):
 def gemm_kernel(
     a_ptr,  # (batch, M, K)
     b_ptr,  # (batch, N, K)
-    c_ptr,  # (batch, M, N); if PARTIAL, (split_k, batch, M, N) fp32 sums, unscaled
+    # (batch, M, N); if PARTIAL, (split_k, batch, M, N) fp32 sums, unscaled; of a B that is shifted
+    # along K, (split_k, M, rows_total)
+    c_ptr,
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and (batch, M, N), or None
-    M, N, K, batch, split_k, K_total,
+    M, N, K, batch, split_k, rows_total,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     stride_row_exp, stride_col_exp, lo_offset,
@@ -137,11 +140,13 @@ def gemm_kernel(
     operands' buffers reach that far. PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
     WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so many elements
     may be copied at once; Triton itself learns of an integer only whether 16 divides it.
-    B_SHIFTED: batch items are classes of the rows of one B, of K_total in all, and start less than
-    B_ALIGN elements behind addresses that B_ALIGN divides. A tile then has columns before C's first
-    or after its last, of which nothing is stored.
+    B_SHIFTED: batch items are classes of the rows of one B, of rows_total in all, and start less
+    than B_ALIGN elements behind addresses that B_ALIGN divides. Where B's rows lie along K, a tile
+    then has columns before C's first or after its last, of which nothing is stored.
     """
-    SPARE_COLUMNS: tl.constexpr = B_ALIGN - 1 if B_SHIFTED else 0
+    SHIFTED_K: tl.constexpr = B_SHIFTED and B_K_MAJOR
+    SHIFTED_N: tl.constexpr = B_SHIFTED and not B_K_MAJOR
+    SPARE_COLUMNS: tl.constexpr = B_ALIGN - 1 if SHIFTED_N else 0
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N + SPARE_COLUMNS, BLOCK_N)
     tiles = tiles_m * tiles_n
@@ -162,12 +167,17 @@ def gemm_kernel(
     shift = 0
     runs_n = offs_n
     if B_SHIFTED:
-        tl.static_assert(not B_K_MAJOR)
-        shift = (item * stride_bb % B_ALIGN).to(tl.int32)
-        first_b -= shift
-        runs_n = offs_n // B_ALIGN * B_ALIGN
-        # What is read at once of the last row may end after B: it has a step of its own.
-        K = class_k(K_total, item, batch) - 1
+        distance = (item * stride_bb % B_ALIGN).to(tl.int32)
+        first_b -= distance
+        if B_K_MAJOR:
+            first_a -= distance * stride_ak
+            K += distance
+            N = class_size(rows_total, item, batch)
+        else:
+            shift = distance
+            runs_n = offs_n // B_ALIGN * B_ALIGN
+            # What is read at once of the last row may end after B: it has a step of its own.
+            K = class_size(rows_total, item, batch) - 1
     mask_m = offs_m < M - first_m
     mask_n = offs_n < N + shift - first_n
     rows_m, rows_n = offs_m, offs_n
@@ -201,6 +211,16 @@ def gemm_kernel(
     step_b = tl.multiple_of(tl.cast(stride_bk, tl.int64) * BLOCK_K, B_ALIGN)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if SHIFTED_K:
+        if split == 0:  # what was read before B's rows may be NaN
+            mask_k = offs_k >= distance
+            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
+            b = tl.load(b_ptrs)
+            b = tl.where(mask_k[None, :], b, tl.zeros_like(b))
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+            a_ptrs += step_a
+            b_ptrs += step_b
+            first += 1
     for _ in range(first, last):
         if PARTS == 2:
             acc = multiply_parts(a_ptrs, b_ptrs, lo_offset, acc)
@@ -216,7 +236,7 @@ def gemm_kernel(
             a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
             b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
             acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
-    if B_SHIFTED:
+    if SHIFTED_N:
         if split == split_k - 1:
             last_k = tl.cast(K, tl.int64)
             a_last = a_ptr + (first_a + last_k * stride_ak) + rows_m * stride_am
@@ -232,7 +252,11 @@ def gemm_kernel(
         col_exp = tl.load(col_exp_ptrs, mask=mask_n, other=0)
         acc = scale_by_exponents(acc, row_exp, col_exp)
     c_row = (split.to(tl.int64) * batch + item) * M + first_m
-    if SLICE_N > 0:
+    if SHIFTED_K:
+        c_ptrs = c_ptr + (split.to(tl.int64) * M + first_m + offs_m)[:, None] * rows_total
+        c_ptrs += (item + (first_n + offs_n) * batch)[None, :]
+        tl.store(c_ptrs, acc, mask=mask_m[:, None] & mask_n[None, :])
+    elif SLICE_N > 0:
         store_finished(
             acc, c_ptr, bias_ptr, residual_ptr, c_row, first_n, offs_m, mask_m, N,
             ACTIVATION, SLICE_N,

@@ -9,7 +9,7 @@ Rows of a misaligned matrix along K may be read by classes, as gemm_kernel reads
 import triton
 import triton.language as tl
 
-from fastmm_op.kernels.common import class_k
+from fastmm_op.kernels.common import class_size
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual
 
 
@@ -19,7 +19,7 @@ def gemv_kernel(
     x_ptr,  # (batch, K)
     y_ptr,  # (batch, R); if split_k > 1, (split_k, batch, R) fp32 sums
     bias_ptr, residual_ptr,  # one element a row, stride_bias apart, and (batch, R); or None
-    R, K, batch, split_k, K_total,
+    R, K, batch, split_k, rows_total,
     stride_wb, stride_wr, stride_wk,
     stride_xb, stride_xk,
     stride_bias,
@@ -28,8 +28,8 @@ def gemv_kernel(
 ):  # fmt: skip
     """y[r] = sum over k of w[r, k] * x[k], for BLOCK_R rows and one range of K a program.
 
-    SHIFTED: batch items are classes of one matrix's rows along K, of K_total in all, and start less
-    than 16 bytes behind addresses that 16 divides.
+    SHIFTED: batch items are classes of one matrix's rows along K, of rows_total in all, and start
+    less than 16 bytes behind addresses that 16 divides.
     """
     ALIGN: tl.constexpr = 128 // w_ptr.dtype.element_ty.primitive_bitwidth if SHIFTED else 1
     blocks_r = tl.cdiv(R + ALIGN - 1, BLOCK_R)
@@ -44,7 +44,7 @@ def gemv_kernel(
         first_w = tl.multiple_of(first_w - shift, ALIGN)
         stride_wk = stride_wk // ALIGN * ALIGN
         # What is read at once of the last row may end after the matrix: it is added by itself.
-        K = class_k(K_total, item, batch) - 1
+        K = class_size(rows_total, item, batch) - 1
     mask_r = offs_r // ALIGN * ALIGN < R + shift
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), split_k)
     w_ptr += first_w

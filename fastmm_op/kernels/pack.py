@@ -30,7 +30,7 @@ import triton.language as tl
 
 from fastmm_op.kernels.common import (
     NO_EXPONENT,
-    class_k,
+    class_size,
     exponent_of,
     finite_magnitude,
     item_k,
@@ -218,7 +218,7 @@ def pack_tiles_kernel(
     first_k = tile % blocks_k * BLOCK_K
     batch = (tile // blocks_k // blocks_r).to(tl.int64)
     if INTERLEAVED:
-        K = class_k(K_total, batch, tl.num_programs(0) // blocks_k // blocks_r)
+        K = class_size(K_total, batch, tl.num_programs(0) // blocks_k // blocks_r)
     else:
         K = item_k(K, K_total, batch)
     source, target, count = block_rows(tile // blocks_k % blocks_r, R, wrap, BLOCK_R)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cases import DTYPES, surrounded
+from cases import DTYPES, LAYOUTS, surrounded
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import choices, classes_as_batch, count_k_classes
+from fastmm_op.choices import choices, classes_as_batch, count_b_classes
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Pointer
 from fastmm_op.plan import make_plan, write_plan
@@ -23,7 +23,7 @@ def problem(m, k, n, dtype="bf16", arch="sm_89", layout="NN", **options) -> Prob
 
 
 def by_classes(p: Problem) -> list:
-    return [choice for choice in choices(p) if choice.k_classes > 1]
+    return [choice for choice in choices(p) if choice.b_classes > 1]
 
 
 @pytest.mark.parametrize(
@@ -41,20 +41,32 @@ def by_classes(p: Problem) -> list:
         (problem(32, 100, 37), 8),
         (problem(33, 100, 37), 1),  # not few rows
         (problem(8, 100, 40), 1),  # aligned
-        (problem(8, 100, 37, layout="NT"), 1),  # columns of B along K
+        (problem(8, 101, 37, layout="NT"), 8),  # columns of B along K
+        (problem(8, 102, 37, "fp32", layout="NT"), 2),
+        (problem(8, 101, 15, layout="NT"), 1),
+        (problem(8, 104, 37, layout="NT"), 1),
         (problem(37, 100, 1), 1),  # A's rows along K
         (problem(8, 100, 37, batch=2), 1),
         (replace(problem(8, 100, 37), prepacked=True), 1),
     ],
 )
 def test_which_products_have_classes(p, classes) -> None:
-    assert count_k_classes(p) == classes
-    assert {c.k_classes for c in by_classes(p)} == ({classes} if classes > 1 else set())
+    assert count_b_classes(p) == classes
+    deep = replace(p, K=40 * p.K) if p.b.k_major else p  # a step of K more than the shifted one
+    assert {c.b_classes for c in by_classes(deep)} == ({classes} if classes > 1 else set())
 
 
 def test_an_address_that_is_not_known_has_no_classes() -> None:
     p = problem(8, 100, 37)
-    assert count_k_classes(replace(p, b=replace(p.b, pointer_alignment=8))) == 1
+    assert count_b_classes(replace(p, b=replace(p.b, pointer_alignment=8))) == 1
+
+
+def test_items_are_columns_where_b_is_k_major() -> None:
+    product = classes_as_batch(problem(8, 101, 37, layout="NT"), 8)
+    assert (product.batch, product.K, product.N) == (8, 101, 5)
+    assert (product.a.batch_stride, product.a.row_stride, product.a.k_stride) == (0, 101, 1)
+    assert (product.b.batch_stride, product.b.row_stride, product.b.k_stride) == (101, 808, 1)
+    assert is_aligned(product.b, "bf16")
 
 
 def test_items_are_the_rows_of_a_class() -> None:
@@ -68,15 +80,18 @@ def test_items_are_the_rows_of_a_class() -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
+@pytest.mark.parametrize("layout", ["NN", "NT"])
 @pytest.mark.parametrize("m", [1, 8, 17, 32])
-def test_skinny_misaligned_products_take_them(m, dtype, precision, arch) -> None:
+def test_skinny_misaligned_products_take_them(m, layout, dtype, precision, arch) -> None:
     """Few rows times a large matrix with odd rows: bound by how fast B can be read."""
-    p = problem(m, 4097, 11009, dtype, arch, precision=precision)
+    p = problem(m, 4097, 11009, dtype, arch, layout=layout, precision=precision)
+    if m == 1 and layout == "NT":
+        return
     plan = make_plan(p)
-    assert plan.choice.k_classes == (4 if dtype == "fp32" else 8)
-    packs = dtype != "fp32" and m > 1
+    assert plan.choice.b_classes == (4 if dtype == "fp32" else 8)
+    packs = dtype != "fp32" and m > 1 and layout == "NN"
     assert plan.strategy.startswith("mixed+classes" if packs else "direct+classes")
-    others = [estimate(p, c) for c in choices(p) if c.k_classes == 1]
+    others = [estimate(p, c) for c in choices(p) if c.b_classes == 1]
     assert plan.seconds < min(others)
 
 
@@ -100,9 +115,9 @@ def test_launches() -> None:
 @pytest.mark.parametrize(("dtype", "precision"), [*KINDS, ("fp32", "ieee")])
 @pytest.mark.parametrize(
     ("m", "k", "n"),
-    [(3, 70, 37), (8, 300, 121), (32, 129, 66), (2, 16, 1), (1, 150, 261), (261, 150, 1)],
+    [(3, 300, 37), (32, 129, 66), (2, 16, 1), (1, 150, 261), (261, 150, 1)],
 )
-def test_numbers(m, k, n, dtype, precision, guarded_memory) -> None:
+def test_numbers_along_k(m, k, n, dtype, precision, guarded_memory) -> None:
     """Every tile and split; B's rows lie in NaN, of which no element reaches the product."""
     from fastmm_op import launch
 
@@ -113,6 +128,25 @@ def test_numbers(m, k, n, dtype, precision, guarded_memory) -> None:
         a = surrounded(a.mT, 0, 5 + m % 2).mT
     else:
         b = surrounded(b, 0, 5 + n % 2)
+    plans = different_plans(a, b, precision)
+    assert plans
+    for choice, plan in plans:
+        out = guarded_memory.empty((1, m, n), dtype=a.dtype, device=a.device)
+        launch.run_plan(plan, a, b, out)
+        assert_accurate(out, a, b, precision, what=str(choice))
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(("dtype", "precision"), [*KINDS, ("fp32", "ieee")])
+@pytest.mark.parametrize(
+    ("m", "k", "n", "layout"), [(3, 301, 37, "T"), (17, 530, 66, "N"), (2, 259, 21, "offset 1")]
+)
+def test_numbers_along_n(m, k, n, layout, dtype, precision, guarded_memory) -> None:
+    """The same for a K-major B, before whose rows NaN is read; A's neighbours are not."""
+    from fastmm_op import launch
+
+    a = LAYOUTS[layout](surrounded(torch.randn(1, m, k, dtype=DTYPES[dtype]), 16, 16))
+    b = surrounded(torch.randn(1, n, k, dtype=DTYPES[dtype]), 8, 5 + k % 2).mT
     plans = different_plans(a, b, precision)
     assert plans
     for choice, plan in plans:
@@ -137,18 +171,22 @@ def different_plans(a: torch.Tensor, b: torch.Tensor, precision: str, arches=ARC
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("m", "k", "n"), [(3, 301, 121), (2, 40, 3), (1, 150, 261), (261, 150, 1)])
-def test_nothing_outside_the_matrix_is_read(m, k, n, dtype, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("m", "k", "n", "layout"),
+    [(3, 301, 57, "NN"), (1, 150, 261, "NN"), (261, 150, 1, "TN"), (3, 301, 57, "NT")],
+)
+def test_nothing_outside_the_matrix_is_read(m, k, n, layout, dtype, monkeypatch) -> None:
     """Sixteen bytes at once, but none of them before its first element or after its last."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     from fastmm_op import launch
 
     a = torch.randn(1, m, k, dtype=DTYPES[dtype])
-    matrix = torch.randn(1, k, max(m, n), dtype=a.dtype)
-    memory = matrix.new_full((2048 + matrix.numel() + 2048,), torch.nan)
+    along_n = layout == "NT"
+    matrix = torch.randn(1, n, k) if along_n else torch.randn(1, k, max(m, n))
+    memory = torch.full((2048 + matrix.numel() + 2048,), torch.nan, dtype=a.dtype)
     matrix = memory[2048:-2048].view(matrix.shape).copy_(matrix)
-    b = matrix
+    b = matrix.mT if along_n else matrix
     if n == 1:
         a, b = matrix.mT, torch.randn(1, k, 1, dtype=a.dtype)
     size = matrix.element_size()
@@ -173,18 +211,22 @@ def test_nothing_outside_the_matrix_is_read(m, k, n, dtype, monkeypatch) -> None
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "precision"), [*KINDS, ("fp32", "ieee")])
 @pytest.mark.parametrize("pitch", [11009, 11010, 11012])
-@pytest.mark.parametrize("m", [1, 3, 17, 32])
-def test_on_a_gpu(m, pitch, dtype, precision) -> None:
+@pytest.mark.parametrize(("m", "layout"), [(1, "N"), (3, "N"), (32, "N"), (3, "T"), (32, "T")])
+def test_on_a_gpu(m, layout, pitch, dtype, precision) -> None:
     """By every tile and split of this card; what lies between B's rows, and C before, is NaN."""
     from fastmm_op import launch
 
-    a = torch.randn(1, m, 4097, device="cuda", dtype=DTYPES[dtype])
-    rows = torch.full((1, 4097, pitch), torch.nan, device="cuda", dtype=a.dtype)
-    b = rows[..., :10995].copy_(torch.randn(1, 4097, 10995, device="cuda", dtype=a.dtype))
+    def normal(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(1, rows, columns, device="cuda", dtype=DTYPES[dtype])
+
+    k, n = (4097, 10995) if layout == "N" else (10995, 4097)
+    a, b = normal(m, k), normal(4097, 10995)
+    b = surrounded(b, 0, pitch - 10995)
+    b = b if layout == "N" else b.mT
     p = launch.describe(a, b, precision, launch.device_arch(torch.cuda.current_device()))
     found = by_classes(p)
     assert bool(found) == (dtype != "fp32" or pitch != 11012)
     for choice in found:
-        out = torch.full((1, m, 10995), torch.nan, device="cuda", dtype=a.dtype)
+        out = torch.full((1, m, n), torch.nan, device="cuda", dtype=a.dtype)
         launch.run_plan(write_plan(p, choice), a, b, out)
         assert_accurate(out, a, b, precision, what=str(choice))
