@@ -32,6 +32,13 @@ def names(text: str) -> list[str]:
     return [] if text in ("", "none") else [part.strip() for part in text.split(",")]
 
 
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; 0 or more processes")
+    return number
+
+
 def peer_names(text: str) -> list[str]:
     for name in names(text):
         if name not in PEERS:
@@ -55,6 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds-per-case", type=positive_seconds, default=0.6)
     parser.add_argument("--budget", type=positive_seconds, help="start no case after SECONDS")
+    parser.add_argument(
+        "--compile-processes",
+        type=count,
+        default=0,
+        metavar="N",
+        help="first compile our kernels in N processes (default 0: each when it is its turn)",
+    )
     parser.add_argument("--out", type=Path, help="default in benchmarks/results/<gpu>")
     parser.add_argument("--suite", type=Path, default=SUITE, help="another suite file")
     parser.add_argument("--device", help="default cuda if there is one, else cpu")
@@ -119,6 +133,7 @@ def main(argv: list[str] | None = None, timer: Timer | None = None) -> int:
         options.seconds_per_case,
         options.budget,
         shlex.join(["python", "benchmarks/bench_matmul.py", *argv]),
+        compile_processes=options.compile_processes,
     )
     name = "matmul.json" if options.precision == "tf32" else f"matmul_{options.precision}.json"
     results = run.run(device, options.out or RESULTS / folder / name, timer)

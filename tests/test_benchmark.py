@@ -10,7 +10,7 @@ pytest.importorskip("rich", reason="the benchmark's progress needs rich")
 
 from benchmarks import bench_matmul, report
 from fastmm_op import ops, timing
-from fastmm_op.bench import contenders, environment, runner, session, summary
+from fastmm_op.bench import contenders, environment, runner, session, summary, warm
 from fastmm_op.bench.cases import SUITE, Case, load_cases
 from fastmm_op.timing import Timing
 
@@ -226,6 +226,31 @@ def test_a_spent_budget_says_what_is_missing(tmp_path, suite, capsys):
     assert "not run: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_compiler")
+def test_other_processes_compile_first(tmp_path, suite, capsys):
+    args = ("--group", "seed", "--filter", "bf16", "--compile-processes", "2")
+    _, results = run_bench(tmp_path, suite, *args)
+    assert "compiled what 1 cases launch; 0 failed" in capsys.readouterr().out
+    assert {row["case"] for row in results["rows"]} == {"seed/33x29x21-NN-bf16"}
+
+
+def test_a_case_that_fails_beforehand_is_left_to_the_run(monkeypatch):
+    computed = []
+
+    def ours(case):
+        def product(a, b):
+            if case.K == 5:
+                raise RuntimeError("no")
+            computed.append(case.name)
+
+        return [contenders.Contender("fastmm", lambda: product, case.precision)]
+
+    monkeypatch.setattr(warm, "ours", ours)
+    cases = [Case("g", 4, k, 6, "fp32", "tf32") for k in (4, 5, 6)]
+    assert warm.compile_cases(cases, CPU) == 1
+    assert computed == [cases[0].name, cases[2].name]
+
+
 def test_a_lost_device_ends_the_run(tmp_path, suite, monkeypatch):
     def lost(self, case, peers):
         raise runner.DeviceLost("fastmm: illegal access")
@@ -245,6 +270,7 @@ def test_a_lost_device_ends_the_run(tmp_path, suite, monkeypatch):
         (["--inductor-groups", "circles"], "no group 'circles'"),
         (["--peers", "torch,numpy"], "unknown peer 'numpy'"),
         (["--budget", "-1"], "not a positive number"),
+        (["--compile-processes", "-1"], "-1 is negative; 0 or more processes"),
         (["--seconds-per-case", "x"], "not a positive number"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
         (["--device", "toaster"], "argument --device"),

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastmm_op.bench import environment, summary
+from fastmm_op.bench import environment, summary, warm
 from fastmm_op.bench.cases import Case
 from fastmm_op.bench.runner import DeviceLost, Runner
 from fastmm_op.timing import Timer
@@ -33,6 +33,8 @@ class Session:
         budget: seconds after which no case is started; None: no limit.
         command: the command line that asked for it, for the record.
         predict: fields to add to the rows of a case; see ``predict.predictor``.
+        compile_processes: that compile our kernels before anything is timed; 0: each case compiles
+            its own when it is its turn. Not counted in the budget.
     """
 
     cases: list[Case]
@@ -42,6 +44,7 @@ class Session:
     budget: float | None
     command: str
     predict: Callable[[Case], dict] | None = None
+    compile_processes: int = 0
 
     def run(self, device: torch.device, out: Path, timer: Timer | None = None) -> dict:
         """Measure, print a summary, and return what stands in the results file ``out``.
@@ -59,6 +62,9 @@ class Session:
             f"{env['gpu']}, torch {env['torch']}, triton {env['triton']}: "
             f"{len(self.cases)} cases -> {out}"
         )
+        if self.compile_processes:
+            failed = warm.compile_all(self.cases, device, self.compile_processes)
+            print(f"compiled what {len(self.cases)} cases launch; {failed} failed")
         ceilings = environment.measure(device, timer)
         missing = [case.name for case in self.cases]
         results = {"env": env | ceilings, "rows": [], "missing": missing}
