@@ -37,6 +37,7 @@ SOURCES = (
     "kernels/*.py",
     "choices.py",
     "kept.py",
+    "multiplying.py",
     "packing.py",
     "plan.py",
     "tile_order.py",

@@ -353,6 +353,7 @@ PURE = (
     "estimate",
     "kept",
     "launches",
+    "multiplying",
     "packing",
     "plan",
     "search",
