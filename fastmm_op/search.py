@@ -6,7 +6,7 @@ Pure, as planning is; what is measured and kept is the matter of tune.py and cac
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-from fastmm_op.choices import choices
+from fastmm_op.choices import choices, classes_as_batch
 from fastmm_op.estimate import estimate
 from fastmm_op.problem import Problem
 from fastmm_op.shared_memory import shared_memory
@@ -36,9 +36,11 @@ def other_stages(problem: Problem, choice: Choice, stages: Sequence[int]) -> Ite
     """The choice with other numbers of pipeline stages that fit shared memory, if it has any."""
     if choice.tile.kernel != "gemm":
         return
+    by_classes = choice.b_classes > 1
+    product = classes_as_batch(problem, choice.b_classes) if by_classes else problem
     for count in stages:
         other = replace(choice, tile=replace(choice.tile, num_stages=count))
-        if other != choice and shared_memory(problem, other) <= problem.arch.shared_memory:
+        if other != choice and shared_memory(product, other) <= problem.arch.shared_memory:
             yield other
 
 

@@ -12,6 +12,7 @@ from fastmm_op.estimate import estimate
 from fastmm_op.launches import Pointer
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Epilogue, Problem, is_aligned, problem_of
+from fastmm_op.search import STAGES, other_stages
 from oracle import assert_accurate
 
 KINDS = [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32"), ("fp16", "tf32")]
@@ -109,6 +110,17 @@ def test_launches() -> None:
         tile = choice.tile
         tiles = -(-8 // tile.block_m) * -(-(37 + 7) // tile.block_n)
         assert gemm.grid == 8 * choice.split * tiles
+
+
+def test_other_stages_fit_what_is_launched() -> None:
+    """Where shared memory is scarce: a fourth stage would be too much of it."""
+    p = problem(32, 4097, 11009, "fp32", "sm_89")
+    p = replace(p, arch=replace(p.arch, shared_memory=26000))
+    found = [other for choice in by_classes(p) for other in other_stages(p, choice, STAGES)]
+    assert {c.tile.num_stages for c in found} == {1, 2}
+    for choice in found:
+        gemm = write_plan(p, choice).launches[-2]
+        assert 0 < gemm.shared_memory <= p.arch.shared_memory
 
 
 @pytest.mark.interpreted
