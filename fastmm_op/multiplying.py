@@ -59,8 +59,9 @@ def gemm_launch(
     k = round_up(problem.K, tile.block_k) if both_packed else problem.K
     scaled = a.row_exp is not None
     exact = problem.dtype == "fp32" and not problem.tf32
-    # Runs of a shifted B may reach over C's columns on both sides.
-    columns = 0 if problem.b.shifted else problem.N
+    b_align = copy_elements(b, problem.N, choice.pack_b or is_aligned_in(problem, "b"))
+    if problem.b.shifted:  # its runs may reach over C's columns on both sides
+        b_align = COPY_BYTES // ITEMSIZE[problem.dtype]
     epilogue = product_epilogue(problem, choice)
     return Launch(
         "gemm",
@@ -84,7 +85,7 @@ def gemm_launch(
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
             "A_ALIGN": copy_elements(a, problem.M, choice.pack_a or is_aligned_in(problem, "a")),
-            "B_ALIGN": copy_elements(b, columns, choice.pack_b or is_aligned_in(problem, "b")),
+            "B_ALIGN": b_align,
             "B_SHIFTED": problem.b.shifted,
             "ROUND": problem.tf32 and not scaled,
             "DOT": "ieee" if exact else "tf32",

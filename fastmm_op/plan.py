@@ -52,7 +52,7 @@ def make_plan(problem: Problem) -> Plan:
 def write_plan(problem: Problem, choice: Choice) -> Plan:
     """A choice as launches: packing, the GEMM, and the sum over splits where there are any.
 
-    Splits are those of every tile or of the last ones (the tail), or slabs of K.
+    Splits are those of every tile or of the last ones (the tail), slabs of K, or classes of rows.
     """
     workspace = Workspace()
     c = Pointer("c", problem.dtype)
