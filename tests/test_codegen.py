@@ -101,7 +101,7 @@ def test_direct_aligned(dtype, precision, arch) -> None:
     else:
         assert found.count(tensor_core(arch, step)) > 0
     # The tensor core itself would truncate.
-    assert ("cvt.rna.tf32.f32" in ptx) == (dtype == "fp32" and precision == "tf32")
+    assert ("fma.rz.f32" in ptx) == (dtype == "fp32" and precision == "tf32")
     assert copies(found)
     assert all(name.endswith(".128") for name in copies(found)), copies(found)
 
@@ -126,7 +126,7 @@ def test_direct_misaligned_with_a_k_tail(arch) -> None:
     step = best(p, pack=False)["gemm"]
     found, ptx = compiled(p, step)
     assert found.count(tensor_core(arch, step)) > 0
-    assert "cvt.rna.tf32.f32" in ptx
+    assert "fma.rz.f32" in ptx
 
 
 @pytest.mark.parametrize("epilogue", [Epilogue(), Epilogue(True, "gelu", True)], ids=str)

@@ -27,26 +27,39 @@ from fastmm_op.kernels.common import (
 )
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual, store_finished
 
-INF = tl.constexpr(float("inf"))
+# Halfway between the largest number of TF32 and Inf.
+LARGEST_ROUNDED = tl.constexpr(2.0**128 - 2.0**116)
+
+
+@triton.jit
+def add_half_of_tf32(x):
+    """fp32 that is x rounded to TF32, ties away from zero, once the 13 lowest bits are dropped.
+
+    The tensor core drops them. What would round up to Inf is left as it is, and so finite. An fma
+    that rounds towards zero returns every number as it was, and every NaN as one that survives.
+    """
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .f32 magnitude;
+            .reg .pred rounds;
+            fma.rz.f32 $0, $1, 0f33000000, $1;
+            abs.f32 magnitude, $0;
+            setp.lt.f32 rounds, magnitude, 0f7F7FF000;
+            @rounds add.s32 $0, $0, 0x1000;
+        }
+        """,
+        "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
 def round_to_tf32(x):
-    """fp32 rounded to a 10-bit significand, ties away from zero; finite values stay finite.
-
-    TF32's smallest number is 2**-136: what is below half of that becomes zero.
-    """
-    if INTERPRETED:
-        # The interpreter has no inline assembly: integers do what the instruction does.
-        bits = x.to(tl.int32, bitcast=True)
-        rounded = ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
-        rounded = tl.where(tl.abs(x) < INF, rounded, x)
-    else:
-        rounded = tl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    # The topmost finite values would round up to Inf; the tensor core truncates them instead.
-    return tl.where(tl.abs(rounded) == INF, x, rounded)
+    """The same, and the bits are dropped; in integers, for the interpreter has no assembly."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounds = tl.abs(x) < LARGEST_ROUNDED
+    bits = tl.where(rounds, bits + 0x1000, bits) & ~0x1FFF
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
@@ -72,9 +85,12 @@ def multiply(
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """acc + A @ B^T for tiles of A and B as tile_offsets lays them out."""
-    if ROUND:
+    if ROUND and INTERPRETED:
         a = round_to_tf32(a)
         b = round_to_tf32(b)
+    elif ROUND:
+        a = add_half_of_tf32(a)
+        b = add_half_of_tf32(b)
     if INTERPRETED:
         # The interpreter multiplies the bit patterns of bf16; fp32 holds every 16-bit value.
         a = a.to(tl.float32)
