@@ -440,7 +440,7 @@ def test_log() -> None:
         """\
 DEBUG bmm: bmm 3 x (5, 7) @ (7, 9) float32 (fp32): taken: always=True
 INFO post_grad_custom_pre_pass: 1 of 1 products taken
-DEBUG mm: mm (5, 7) @ (7, 9) bfloat16: left alone: bound by memory traffic: nothing to gain
+DEBUG mm: mm (5, 7) @ (7, 9) bfloat16: left alone: too small: the call itself would cost more
 INFO joint_custom_pre_pass: 0 of 1 products taken""",
     )
 

@@ -137,7 +137,9 @@ def test_small_and_thin_products_are_left_alone() -> None:
     small = problem(1021, 1031, 1033)
     assert "too small" in decide.decide(small, replace(ALONE, graphs=False)).why
     assert decide.decide(small, ALONE).take, "CUDA graphs replay it for nothing"
-    assert "memory traffic" in decide.decide(problem(8, 4097, 11009), ALONE).why
+    assert "memory traffic" in decide.decide(problem(8, 4096, 11008), ALONE).why
+    assert "memory traffic" in decide.decide(problem(1, 4097, 11009), ALONE).why
+    assert decide.decide(problem(8, 4097, 11009), ALONE).take, "cuBLAS reads it by element"
     assert "a size is zero" in decide.decide(problem(0, 5, 5), ALONE).why
 
 

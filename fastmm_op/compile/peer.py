@@ -40,6 +40,9 @@ TILE, TF32_TILE = (128, 128), (128, 256)
 MIN_SPLIT_K = 512
 # Reading and writing, as a share of a large copy's bandwidth.
 BANDWIDTH = 0.85
+# The same where a product of a few rows reads 16-bit elements one by one (85-160 us for 90 MB).
+BANDWIDTH_BY_ELEMENT = 0.25
+FEW_ROWS = 32
 # What the shorter of arithmetic and memory traffic adds to the longer.
 IMPERFECT_OVERLAP = 0.1
 # pad_mm pads what it measures to be this much faster padded, its copies included.
@@ -116,6 +119,12 @@ def memory_bound(problem: Problem) -> bool:
     return traffic(problem) / problem.arch.bandwidth > arithmetic
 
 
+def reads_by_element(problem: Problem) -> bool:
+    """Whether so few rows (but not one) of 16 bits are so misaligned that reading is slow."""
+    few = 1 < problem.M <= FEW_ROWS
+    return few and kind(problem) == "half" and alignment(problem) == ITEMSIZE[problem.dtype]
+
+
 def cublas_seconds(problem: Problem) -> float:
     """The product as it is: arithmetic in whole waves of tiles, or traffic."""
     arch = problem.arch
@@ -129,7 +138,8 @@ def cublas_seconds(problem: Problem) -> float:
     else:
         busy = waves / ceil(waves)
     arithmetic = problem.flops / (flops_rate(problem, aligned_to) * busy)
-    moving = traffic(problem) / (BANDWIDTH * arch.bandwidth)
+    share = BANDWIDTH_BY_ELEMENT if reads_by_element(problem) else BANDWIDTH
+    moving = traffic(problem) / (share * arch.bandwidth)
     both = max(arithmetic, moving) + IMPERFECT_OVERLAP * min(arithmetic, moving)
     return arch.launch_seconds + both
 
