@@ -94,7 +94,8 @@ TILES = {
     ),
     # wgmma wants B in shared memory, so rounding to TF32 would take it there twice: 32 rows at most
     # keep the compiler on mma.sync, which is faster here (n=512 on the H200: 14.5 us against 52;
-    # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
+    # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt). So do two warps, which are faster still
+    # on large products (study_2026-11-25_tf32_tiles.txt); no tile here has them yet.
     ("sm_90", "fp32"): (
         Tile("gemm", 32, 128, 64, 4, 3, 1.00),
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),

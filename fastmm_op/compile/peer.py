@@ -8,6 +8,7 @@ predictions: this project has measured neither card.
 from dataclasses import dataclass, replace
 from math import ceil
 
+from fastmm_op.choices import FEW_ROWS
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, round_up
 
 
@@ -42,7 +43,6 @@ MIN_SPLIT_K = 512
 BANDWIDTH = 0.85
 # The same where a product of a few rows reads 16-bit elements one by one (85-160 us for 90 MB).
 BANDWIDTH_BY_ELEMENT = 0.25
-FEW_ROWS = 32
 # What the shorter of arithmetic and memory traffic adds to the longer.
 IMPERFECT_OVERLAP = 0.1
 # pad_mm pads what it measures to be this much faster padded, its copies included.
@@ -120,7 +120,7 @@ def memory_bound(problem: Problem) -> bool:
 
 
 def reads_by_element(problem: Problem) -> bool:
-    """Whether so few rows (but not one) of 16 bits are so misaligned that reading is slow."""
+    """Whether cuBLAS reads 16-bit operands one by one, beside A's 2 to FEW_ROWS rows."""
     few = 1 < problem.M <= FEW_ROWS
     return few and kind(problem) == "half" and alignment(problem) == ITEMSIZE[problem.dtype]
 

@@ -37,6 +37,7 @@ def add_half_of_tf32(x):
 
     The tensor core drops them. What would round up to Inf is left as it is, and so finite. An fma
     that rounds towards zero returns every number as it was, and every NaN as one that survives.
+    TF32's smallest number is 2**-136: what is below half of that becomes zero.
     """
     return tl.inline_asm_elementwise(
         """
@@ -55,7 +56,7 @@ def add_half_of_tf32(x):
 
 @triton.jit
 def round_to_tf32(x):
-    """The same, and the bits are dropped; in integers, for the interpreter has no assembly."""
+    """The same rounding where no tensor core drops the bits, and without assembly: in integers."""
     bits = x.to(tl.int32, bitcast=True)
     rounds = tl.abs(x) < LARGEST_ROUNDED
     bits = tl.where(rounds, bits + 0x1000, bits) & ~0x1FFF
