@@ -38,7 +38,7 @@ class Arch:
     tf32_flops: float
     fp32_flops: float
     l2_bytes: float
-    launch_seconds: float = 3e-6
+    launch_seconds: float
 
 
 # sm_90 rates are fitted to the H200's runs in benchmarks/results/NVIDIA_H200. Those of sm_80 and
@@ -46,13 +46,13 @@ class Arch:
 # neither card.
 ARCHES = {
     "sm_80": Arch(
-        "sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12, 40e6
+        "sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12, 40e6, 3e-6
     ),
     "sm_89": Arch(
-        "sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12, 72e6
+        "sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12, 72e6, 3e-6
     ),
     "sm_90": Arch(
-        "sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 70e12, 40e12, 50e6
+        "sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 150e12, 40e12, 50e6, 4e-6
     ),
 }
 

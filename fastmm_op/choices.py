@@ -82,12 +82,12 @@ def in_b_classes(problem: Problem) -> Iterator[Choice]:
         return
     product = classes_as_batch(problem, classes)
     along_n = classes_lie_along_n(problem)
-    pack_a, kind, tiles = False, "fp32", (gemv_tile(product),)
+    pack_a, kind, tiles = False, "gemv", (gemv_tile(product),)
     if not problem.one_wide:
         # Packing takes A's classes along K; where K is shifted, A comes element by element.
         of_16_bits = problem.dtype != "fp32"
         pack_a = of_16_bits and not along_n and not is_aligned(product.a, problem.dtype)
-        kind = "16-bit" if of_16_bits else "fp32"
+        kind = operand_kind(product, True, False)
         # Short of K: the last step of a shifted K has an address for each of its elements.
         of_kind = TILES["sm_89" if along_n else problem.arch.name, kind]
         tiles = tuple(t for t in of_kind if t.kernel == "gemm" and t.block_m <= FEW_ROWS)
@@ -204,7 +204,8 @@ def longest_row_in_registers(operand: Operand) -> int:
 def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
     """Whether sums of so many splits are as accurate as the problem's precision promises."""
     chain = cdiv(problem.K, split)
-    if kind == "fp32" and not problem.tf32 and min(problem.M, problem.N) <= FEW_ROWS:
+    # Of "tf32x3": where numbers are too large for it, the sums are IEEE's.
+    if kind in ("ieee", "tf32x3") and min(problem.M, problem.N) <= FEW_ROWS:
         return chain <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
     if kind == "16-bit" and sums_must_be_short(problem):
         return chain <= longest_truncated_chain(problem)
@@ -214,7 +215,8 @@ def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
 def sums_must_be_short(problem: Problem) -> bool:
     """Whether cuBLAS, whose error in TF32 is the yardstick, would share out K among programs."""
     tiles = problem.batch * cdiv(problem.M, 128) * cdiv(problem.N, 128)
-    return problem.tf32 and 4 * tiles <= problem.arch.sms and problem.K > LONGEST_CHAIN
+    few = 4 * tiles <= problem.arch.sms
+    return problem.tf32 and few and problem.K > LONGEST_TRUNCATED_CHAIN
 
 
 def longest_truncated_chain(problem: Problem) -> int:

@@ -20,7 +20,7 @@ from fastmm_op.problem import (
     round_up,
     starts_in_sectors,
 )
-from fastmm_op.tiles import Choice, gemv_matrix, uses_wgmma
+from fastmm_op.tiles import OPERAND_BYTES, Choice, gemv_matrix, operand_kind, uses_wgmma
 
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
@@ -28,9 +28,14 @@ STEP_SECONDS = 0.2e-6
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
 MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
+# What remains of IEEE's where B is K-major: neighbouring threads then read the same bank of shared
+# memory (32x4096x11008 NT: 239 us of 95; benchmarks/results/NVIDIA_H200).
+IEEE_K_MAJOR = 0.35
 # The same where only the few rows of A are, beside a B that is read by classes: by the instructions
-# that a step takes.
-A_BY_ELEMENT = {"fp32": 0.9, "fp16": 0.5, "bf16": 0.5}
+# that a step takes, by the kind of the operands.
+A_BY_ELEMENT = {"tf32": 0.4, "tf32x3": 0.8, "ieee": 0.9, "misaligned 16-bit": 0.5}
+# Steps of the main loop that a program spends on what it masks of a shifted B, at both ends.
+SHIFTED_STEPS = 2
 # Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
 PACK_BANDWIDTH = 0.85
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
@@ -57,6 +62,11 @@ BALANCE_BANDWIDTH = 0.35
 # Programs an SM that keep enough loads in flight to reach the memory's bandwidth: of the persistent
 # kernel, of others, and of those that load element by element.
 HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
+# Programs of small tiles must be more: together they have so many bytes of B in flight on an SM, of
+# each program the share that is not A's.
+BYTES_IN_FLIGHT = 66 * 1024
+# Warps that keep the four tensor cores of an SM busy.
+BUSY_WARPS = 4
 GEMV_PROGRAMS = 5
 # The GEMV kernel: its share of a copy's bandwidth, and how much longer loads of one element take.
 GEMV_BANDWIDTH = 0.85
@@ -133,10 +143,24 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     """Whole waves of tiles, each at its share of the card's rate, then those of shared tiles."""
     arch, tile = problem.arch, choice.tile
     waves = cdiv(whole_tiles(problem, choice) * choice.split, arch.sms)
+    waves = max(waves, BUSY_WARPS / tile.num_warps) if waves else 0
+    if fits_twice(problem, choice):
+        waves = round_up(waves, 2)
     flops = 2 * tile.block_m * tile.block_n / (rate(problem, choice) * tile.efficiency / arch.sms)
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
     tail = flops * tail_depth(problem, choice) + TAIL_SECONDS
+    if problem.b.shifted:
+        depth += SHIFTED_STEPS * tile.block_k
     return waves * flops * depth + tail_waves * tail
+
+
+def fits_twice(problem: Problem, choice: Choice) -> bool:
+    """Whether registers allow an SM two programs of the plain kernel: they come and go in pairs.
+
+    Operands split in registers take so many, and addresses of A's elements beside a shifted K.
+    """
+    split = operand_kind(problem, choice.pack_a, choice.pack_b) == "tf32x3"
+    return split or (problem.dtype == "fp32" and problem.b.shifted and problem.b.k_major)
 
 
 def tail_depth(problem: Problem, choice: Choice) -> int:
@@ -158,13 +182,20 @@ def tail_bytes(problem: Problem, choice: Choice) -> int:
 def rate(problem: Problem, choice: Choice) -> float:
     """FLOP a second of a good main loop for the choice's operands."""
     arch = problem.arch
-    best = arch.fp16_flops / (3 if is_scaled(problem, choice) and problem.parts == 2 else 1)
-    if problem.dtype == "fp32" and not choice.pack_a:
-        best = arch.tf32_flops if problem.tf32 else arch.fp32_flops
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    best = {
+        "hi and lo": arch.fp16_flops / 3,
+        "tf32": arch.tf32_flops,
+        "misaligned tf32": arch.tf32_flops,
+        "tf32x3": arch.tf32_flops / 3,
+        "ieee": arch.fp32_flops,
+    }.get(kind, arch.fp16_flops)
+    if kind == "ieee" and problem.b.k_major:
+        best *= IEEE_K_MAJOR
     for operand, packed in operands(problem, choice):
         if read_misaligned(problem, choice, operand, packed):
-            remains = A_BY_ELEMENT if problem.b.shifted else MISALIGNED_RATE
-            return best * remains[problem.dtype]
+            by_classes = problem.b.shifted
+            return best * (A_BY_ELEMENT[kind] if by_classes else MISALIGNED_RATE[problem.dtype])
         tma = choice.tile.kernel == "gemm_hopper" and not packed
         by_classes = operand is problem.a and a_classes(problem, choice) > 1
         if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
@@ -175,7 +206,9 @@ def rate(problem: Problem, choice: Choice) -> float:
 def read_seconds(problem: Problem, choice: Choice) -> float:
     """Operands, each read once; a few programs reach only their share of the bandwidth."""
     moved = 0.0
-    wanted = HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else GEMM_PROGRAMS
+    wanted = (
+        HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else gemm_programs(problem, choice)
+    )
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
     ):
@@ -189,6 +222,15 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
     programs += tail_tiles(problem, choice) * choice.tail_split
     share = min(1.0, programs / (wanted * problem.arch.sms))
     return moved / (problem.arch.bandwidth * share)
+
+
+def gemm_programs(problem: Problem, choice: Choice) -> float:
+    """Programs an SM of the plain kernel that reach the memory's bandwidth."""
+    tile = choice.tile
+    size = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
+    in_flight = tile.block_n * tile.block_k * size * (tile.num_stages - 1)
+    in_flight *= tile.block_n / (tile.block_m + tile.block_n)
+    return max(GEMM_PROGRAMS, BYTES_IN_FLIGHT / in_flight)
 
 
 def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ...]:

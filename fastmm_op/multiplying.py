@@ -31,7 +31,7 @@ from fastmm_op.problem import (
 )
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
-from fastmm_op.tiles import Choice, Tile, gemv_matrix
+from fastmm_op.tiles import Choice, Tile, gemv_matrix, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
@@ -58,7 +58,7 @@ def gemm_launch(
     both_packed = choice.pack_a and choice.pack_b
     k = round_up(problem.K, tile.block_k) if both_packed else problem.K
     scaled = a.row_exp is not None
-    exact = problem.dtype == "fp32" and not problem.tf32
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
     b_align = copy_elements(b, problem.N, choice.pack_b or is_aligned_in(problem, "b"))
     if problem.b.shifted:  # its runs may reach over C's columns on both sides
         b_align = COPY_BYTES // ITEMSIZE[problem.dtype]
@@ -88,7 +88,7 @@ def gemm_launch(
             "B_ALIGN": b_align,
             "B_SHIFTED": problem.b.shifted,
             "ROUND": problem.tf32 and not scaled,
-            "DOT": "ieee" if exact else "tf32",
+            "DOT": kind if kind in ("tf32x3", "ieee") else "tf32",
             "WIDE": is_wide(problem, tile, a, b),
             "ACTIVATION": epilogue.activation,
             "SLICE_N": slice_columns(problem, epilogue, tile),

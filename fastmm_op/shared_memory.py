@@ -2,6 +2,7 @@
 
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, is_aligned
 from fastmm_op.tiles import (
+    FP32_KINDS,
     OPERAND_BYTES,
     Choice,
     Tile,
@@ -35,7 +36,9 @@ def gemv_shared_memory(problem: Problem, tile: Tile) -> int:
     sums = tile.block_n * tile.num_warps * 4
     if matrix.k_major:
         spread = tile.block_k * ITEMSIZE[problem.dtype]
-        return max(spread, sums) if loads_are_wide(vector, vector.k_stride) else sums
+        # A row for all threads together: each has loaded what it needs.
+        needed = spread < 32 * tile.num_warps * COPY_BYTES
+        return max(spread, sums) if needed and loads_are_wide(vector, vector.k_stride) else sums
     # A thread that loads one element has its column to itself: no sums to exchange.
     return sums if loads_are_wide(matrix, matrix.row_stride, matrix.k_stride) else 0
 
@@ -71,8 +74,9 @@ def gemm_shared_memory(problem: Problem, choice: Choice) -> int:
         return max(misaligned_ring(problem, choice, a_tile, b_tile), c_tile)
     # fp32 is rounded in registers on the way, after which wgmma wants its B tile back.
     wgmma = uses_wgmma(problem, tile)
-    buffers = ring_buffers(tile, wgmma and kind != "fp32")
-    ring = (a_tile + b_tile) * buffers + (b_tile if wgmma and kind == "fp32" else 0)
+    rounded = kind in FP32_KINDS
+    buffers = ring_buffers(tile, wgmma and not rounded)
+    ring = (a_tile + b_tile) * buffers + (b_tile if wgmma and rounded else 0)
     if kind == "16-bit" and not wgmma and not a_is_k_major(problem, choice):
         # Triton transposes this A in registers: it has one buffer, however many stages there are.
         ring -= a_tile * (buffers - 1)

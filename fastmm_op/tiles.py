@@ -61,6 +61,14 @@ MISALIGNED_TILES = (
     Tile("gemm", 16, 32, 128, 4, 2, 0.20),
 )
 
+DIRECT_TILES = (
+    Tile("gemm", 64, 128, 32, 8, 3, 1.00),
+    Tile("gemm", 64, 64, 32, 4, 3, 0.80),
+    Tile("gemm", 32, 64, 32, 4, 3, 0.60),
+    Tile("gemm", 16, 128, 32, 8, 3, 0.40),
+    Tile("gemm", 16, 32, 64, 4, 3, 0.20),
+)
+
 # How the main loop gets its operands, and the tiles worth choosing from, largest first. What the
 # planner takes of them for the suite on sm_89 compiles without spills (tests/test_codegen.py).
 TILES = {
@@ -92,11 +100,35 @@ TILES = {
         Tile("gemm", 16, 64, 64, 4, 4, 0.13),
         Tile("gemm", 16, 32, 128, 4, 4, 0.08),
     ),
-    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice: 32 rows at most
-    # keep the compiler on mma.sync, which is faster here (n=512 on the H200: 14.5 us against 52;
-    # benchmarks/results/NVIDIA_H200/study_2026-11-22.txt). So do two warps, which are faster still
-    # on large products (study_2026-11-25_tf32_tiles.txt); no tile here has them yet.
-    ("sm_90", "fp32"): (
+    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice. Two warps, or 32
+    # rows at most, keep the compiler on mma.sync, which is faster here
+    # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt).
+    ("sm_90", "tf32"): (
+        Tile("gemm", 64, 128, 32, 2, 3, 1.00),
+        Tile("gemm", 128, 64, 32, 2, 3, 1.00),
+        Tile("gemm", 64, 64, 32, 2, 3, 0.86),
+        Tile("gemm", 64, 64, 64, 2, 3, 0.80),
+        Tile("gemm", 32, 128, 32, 4, 3, 0.68),
+        Tile("gemm", 32, 64, 64, 4, 3, 0.61),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.61),
+        Tile("gemm", 32, 32, 64, 4, 3, 0.62),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.40),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.35),
+    ),
+    # Odd strides cost an address register an element: few of them fit.
+    ("sm_90", "misaligned tf32"): (
+        Tile("gemm", 32, 128, 32, 4, 3, 0.38),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.34),
+        Tile("gemm", 32, 32, 64, 4, 3, 0.28),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.28),
+        Tile("gemm", 16, 64, 64, 4, 3, 0.23),
+    ),
+    ("sm_90", "tf32x3"): (
+        Tile("gemm", 32, 128, 32, 4, 3, 1.00),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.85),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.90),
+    ),
+    ("sm_90", "ieee"): (
         Tile("gemm", 32, 128, 64, 4, 3, 1.00),
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
         Tile("gemm", 32, 64, 32, 4, 3, 0.80),
@@ -121,16 +153,16 @@ TILES = {
     # Odd strides cost an address register an element: large tiles of them would spill.
     (arch, kind): tiles
     for kind, tiles in (
+        ("tf32", DIRECT_TILES),
+        ("misaligned tf32", DIRECT_TILES),
         (
-            "fp32",
+            "tf32x3",
             (
-                Tile("gemm", 64, 128, 32, 8, 3, 1.00),
-                Tile("gemm", 64, 64, 32, 4, 3, 0.80),
-                Tile("gemm", 32, 64, 32, 4, 3, 0.60),
-                Tile("gemm", 16, 128, 32, 8, 3, 0.40),
-                Tile("gemm", 16, 32, 64, 4, 3, 0.20),
+                Tile("gemm", 32, 64, 32, 4, 3, 0.90),
+                Tile("gemm", 16, 128, 32, 8, 3, 0.60),
             ),
         ),
+        ("ieee", DIRECT_TILES),
         (
             "hi and lo",
             (
@@ -146,15 +178,20 @@ TILES = {
 }
 
 
+# Of fp32 operands that are read as they are.
+FP32_KINDS = ("tf32", "misaligned tf32", "tf32x3", "ieee")
 # What the GEMM reads of one element, by the kind of its operands.
-OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "fp32": 4, "misaligned 16-bit": 2}
+OPERAND_BYTES = {"16-bit": 2, "hi and lo": 4, "misaligned 16-bit": 2} | dict.fromkeys(FP32_KINDS, 4)
 
-# Tiles for a matrix along K, or along its rows, by the elements that a thread has in flight.
+# Tiles for a matrix along K, or along its rows: of fp32, and of 16-bit elements that come by 16
+# bytes, or one by one.
 GEMV_TILES = {
-    (True, 32): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
-    (True, 64): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
-    (False, 32): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
-    (False, 64): Tile("gemv", 1, 128, 64, 4, 1, 1.0),
+    (True, "fp32"): Tile("gemv", 1, 16, 256, 4, 1, 1.0),
+    (True, "16-bit"): Tile("gemv", 1, 8, 1024, 4, 1, 1.0),
+    (True, "misaligned 16-bit"): Tile("gemv", 1, 16, 512, 4, 1, 1.0),
+    (False, "fp32"): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
+    (False, "16-bit"): Tile("gemv", 1, 256, 16, 2, 1, 1.0),
+    (False, "misaligned 16-bit"): Tile("gemv", 1, 128, 32, 4, 1, 1.0),
 }
 
 
@@ -164,25 +201,30 @@ def gemv_matrix(problem: Problem) -> Operand:
 
 
 def gemv_tile(problem: Problem) -> Tile:
-    """Twice as many 16-bit elements as fp32 ones, unless they are misaligned along the rows."""
-    matrix = gemv_matrix(problem)
-    wide = matrix.k_major or is_aligned(matrix, problem.dtype)
-    return GEMV_TILES[matrix.k_major, 64 if wide and problem.dtype != "fp32" else 32]
+    matrix, kind = gemv_matrix(problem), "fp32"
+    if problem.dtype != "fp32":
+        kind = "16-bit" if is_aligned(matrix, problem.dtype) else "misaligned 16-bit"
+    return GEMV_TILES[matrix.k_major, kind]
 
 
 def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
     """How the GEMM's main loop gets its operands: a key of TILES."""
-    if problem.dtype == "fp32":
-        packed_kind = "hi and lo" if problem.parts == 2 else "16-bit"
-        return packed_kind if pack_a and pack_b else "fp32"
     a_aligned = pack_a or is_aligned(problem.a, problem.dtype)
     b_aligned = pack_b or is_aligned(problem.b, problem.dtype)
+    if problem.dtype == "fp32":
+        if pack_a and pack_b:
+            return "hi and lo" if problem.parts == 2 else "16-bit"
+        # Beside a B that is read by classes, A's few rows come element by element.
+        wide_copies = b_aligned and (a_aligned or problem.b.shifted)
+        if problem.tf32:
+            return "tf32" if wide_copies else "misaligned tf32"
+        return "tf32x3" if problem.split_in_registers and wide_copies else "ieee"
     return "16-bit" if a_aligned and b_aligned else "misaligned 16-bit"
 
 
 def uses_wgmma(problem: Problem, tile: Tile) -> bool:
-    """Whether Triton multiplies a plain tile by wgmma, which wants 64 rows."""
-    return problem.arch.wgmma and tile.block_m >= 64
+    """Whether Triton multiplies a plain tile by wgmma, which wants 64 rows and four warps."""
+    return problem.arch.wgmma and tile.block_m >= 64 and tile.num_warps >= 4
 
 
 def a_is_k_major(problem: Problem, choice: Choice) -> bool:

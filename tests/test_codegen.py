@@ -57,7 +57,8 @@ def best(p: Problem, pack: bool, split: bool = False, kernel: str = "gemm") -> d
 
 def tensor_core(arch: str, step: Launch) -> str:
     """wgmma takes 64 rows or more; smaller tiles use mma.sync on Hopper too."""
-    return "HGMMA" if arch == "sm_90" and step.constexprs["BLOCK_M"] >= 64 else "HMMA"
+    wgmma = arch == "sm_90" and step.constexprs["BLOCK_M"] >= 64 and step.num_warps >= 4
+    return "HGMMA" if wgmma else "HMMA"
 
 
 def copies(found) -> dict[str, int]:
@@ -230,7 +231,7 @@ def test_the_suite_on_the_4090(precision) -> None:
             assert found.shared_memory <= block_bytes(step), step
         if step.kernel == "gemm":
             of_parts = step.constexprs["PARTS"] == 2
-            assert (found.count("HMMA") > 0) == (step.constexprs["DOT"] == "tf32" or of_parts)
+            assert (found.count("HMMA") > 0) == (step.constexprs["DOT"] != "ieee" or of_parts)
             if step.constexprs["EVEN_K"] and not step.constexprs["CLAMP"]:  # packed
                 assert set(command.copies_by_width(found.main_loop)) == {16}
                 assert command.count_scalar_loads(found.main_loop) == 0

@@ -11,6 +11,9 @@ from math import ceil
 from fastmm_op.choices import FEW_ROWS
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, round_up
 
+# Reading and writing, as a share of a large copy's bandwidth.
+BANDWIDTH = 0.85
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -20,27 +23,27 @@ class Rates:
         fp32_flops: FLOP a second of fp32 products without TF32; alignment matters little.
         half: fp16 and bf16 products, by the bytes that divide every row of A, B and C.
         tf32: fp32 products with TF32, likewise.
+        fp32_rows: share of a copy's bandwidth that fp32 products of few rows reach without TF32.
     """
 
     fp32_flops: float
     half: dict[int, float]
     tf32: dict[int, float]
+    fp32_rows: float = BANDWIDTH
 
 
 RATES = {
     # Published for the RTX 4090: bf16 at odd sizes 107-116 TFLOP/s of 154-172.
     "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
-    # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours.
-    "sm_90": Rates(50e12, {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2}, {16: 0.56, 8: 0.36, 4: 0.19}),
+    # Few rows of fp32 take 98-144 us for 180 MB. At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours.
+    "sm_90": Rates(50e12, {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2}, {16: 0.56, 8: 0.36, 4: 0.19}, 0.36),
 }
 
 # Tiles in which cuBLAS spreads C over the card: TF32's are twice as wide on aligned operands.
 TILE, TF32_TILE = (128, 128), (128, 256)
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
-# Reading and writing, as a share of a large copy's bandwidth.
-BANDWIDTH = 0.85
 # The same where a product of a few rows reads 16-bit elements one by one (85-160 us for 90 MB).
 BANDWIDTH_BY_ELEMENT = 0.25
 # What the shorter of arithmetic and memory traffic adds to the longer.
@@ -119,10 +122,12 @@ def memory_bound(problem: Problem) -> bool:
     return traffic(problem) / problem.arch.bandwidth > arithmetic
 
 
-def reads_by_element(problem: Problem) -> bool:
-    """Whether cuBLAS reads 16-bit operands one by one, beside A's 2 to FEW_ROWS rows."""
+def bandwidth_share(problem: Problem) -> float:
+    """What cuBLAS reaches of a large copy's bandwidth. Less beside A's 2 to FEW_ROWS rows."""
     few = 1 < problem.M <= FEW_ROWS
-    return few and kind(problem) == "half" and alignment(problem) == ITEMSIZE[problem.dtype]
+    if few and kind(problem) == "half" and alignment(problem) == ITEMSIZE[problem.dtype]:
+        return BANDWIDTH_BY_ELEMENT
+    return RATES[problem.arch.name].fp32_rows if few and kind(problem) == "fp32" else BANDWIDTH
 
 
 def cublas_seconds(problem: Problem) -> float:
@@ -138,8 +143,7 @@ def cublas_seconds(problem: Problem) -> float:
     else:
         busy = waves / ceil(waves)
     arithmetic = problem.flops / (flops_rate(problem, aligned_to) * busy)
-    share = BANDWIDTH_BY_ELEMENT if reads_by_element(problem) else BANDWIDTH
-    moving = traffic(problem) / (share * arch.bandwidth)
+    moving = traffic(problem) / (bandwidth_share(problem) * arch.bandwidth)
     both = max(arithmetic, moving) + IMPERFECT_OVERLAP * min(arithmetic, moving)
     return arch.launch_seconds + both
 

@@ -5,8 +5,9 @@ One kernel serves both roads to the tensor cores:
 - *packed* operands (kernels/pack.py): K-major, aligned, padded. EVEN_K and SCALED; no mask in the
   main loop, 16-byte copies only. Of two PARTS, three products are summed.
 - *direct* operands: the caller's own tensors with any strides. fp32 is rounded to TF32 in registers
-  (the tensor core itself would truncate), the K tail is masked in a step of its own, because a mask
-  in the main loop would turn 16-byte copies into 4-byte ones.
+  (the tensor core itself would truncate), or split there into two numbers of TF32, of whose
+  products three are summed (DOT "tf32x3"). The K tail is masked in a step of its own, because a
+  mask in the main loop would turn 16-byte copies into 4-byte ones.
 
 A misaligned B can be read 16 bytes at a time too: rows that start equally far behind 16-byte
 addresses are a batch item of their own (B_SHIFTED), which is read from there. If B's rows lie along
@@ -29,6 +30,10 @@ from fastmm_op.kernels.epilogue import activated, add_bias, add_residual, store_
 
 # Halfway between the largest number of TF32 and Inf.
 LARGEST_ROUNDED = tl.constexpr(2.0**128 - 2.0**116)
+INF = tl.constexpr(float("inf"))
+# By so much numbers are multiplied before they are split: the last bit of fp32's smallest one is
+# then a number of TF32, whose smallest is 2**-136.
+SPLIT_SCALE = tl.constexpr(2.0**13)
 
 
 @triton.jit
@@ -64,6 +69,38 @@ def round_to_tf32(x):
 
 
 @triton.jit
+def split_in_tf32(x):
+    """hi + lo = x * SPLIT_SCALE to 23 bits, once the 13 lowest bits of lo are dropped.
+
+    Veltkamp's splitting: hi is rounded to nearest, so that the product of two lo, which nobody
+    adds, has either sign. Where 2**26 * x is no finite fp32, hi is not finite either; lo may then
+    be anything. In assembly, for a compiler that contracts the differences would undo it.
+    """
+    if INTERPRETED:
+        scaled = x * SPLIT_SCALE
+        large = scaled * (2.0**13 + 1)
+        hi = large - (large - scaled)
+        bits = (scaled - hi).to(tl.int32, bitcast=True) + 0x1000
+        lo = (bits & ~0x1FFF).to(tl.float32, bitcast=True)
+    else:
+        hi, lo = tl.inline_asm_elementwise(
+            """
+            {
+                .reg .f32 large, rest, negative;
+                mul.rn.f32 large, $2, 0f4C800400;
+                fma.rn.f32 rest, $2, 0fC6000000, large;
+                sub.rn.f32 $0, large, rest;
+                neg.f32 negative, $0;
+                fma.rn.f32 $1, $2, 0f46000000, negative;
+                add.s32 $1, $1, 0x1000;
+            }
+            """,
+            "=r,=r,r", [x], dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
+        )  # fmt: skip
+    return hi, lo
+
+
+@triton.jit
 def tile_offsets(rows, offs_k, stride_row, stride_k, K_MAJOR: tl.constexpr):
     """Offsets of an operand's tile in the order of its memory: (rows, K), or (K, rows)."""
     if K_MAJOR:
@@ -85,7 +122,12 @@ def multiply(
     a, b, acc,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """acc + A @ B^T for tiles of A and B as tile_offsets lays them out."""
+    """acc + A @ B^T for tiles of A and B as tile_offsets lays them out.
+
+    DOT "tf32x3": acc is the sum times SPLIT_SCALE**2.
+    """
+    if DOT == "tf32x3":
+        return multiply_split(a, b, acc, A_K_MAJOR, B_K_MAJOR)
     if ROUND and INTERPRETED:
         a = round_to_tf32(a)
         b = round_to_tf32(b)
@@ -101,6 +143,21 @@ def multiply(
     if B_K_MAJOR:
         b = tl.trans(b)
     return tl.dot(a, b, acc, input_precision=DOT)
+
+
+@triton.jit
+def multiply_split(a, b, acc, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr):
+    """acc + A @ B^T of fp32 tiles, as multiply_parts has it of packed ones."""
+    if not A_K_MAJOR:
+        a = tl.trans(a)
+    if B_K_MAJOR:
+        b = tl.trans(b)
+    a_hi, a_lo = split_in_tf32(a)
+    b_hi, b_lo = split_in_tf32(b)
+    products = tl.dot(a_lo, b_hi, input_precision="tf32")
+    products = tl.dot(a_hi, b_lo, products, input_precision="tf32")
+    products = tl.dot(a_hi, b_hi, products, input_precision="tf32")
+    return acc + products
 
 
 @triton.jit
@@ -129,6 +186,61 @@ def add_row(a_ptrs, b_ptrs, mask_n, acc, ROUND: tl.constexpr):
         a = round_to_tf32(a)
         b = round_to_tf32(b)
     return acc + a[:, None] * b[None, :]
+
+
+@triton.jit
+def sum_products(
+    a_ptr, b_ptr,  # where the tile's first rows begin
+    rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
+    stride_am, stride_ak, stride_bn, stride_bk,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PARTS: tl.constexpr, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr,
+    A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
+    SHIFTED_K: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """A @ B^T of one tile over one of split_k ranges of K; as gemm_kernel has its arguments.
+
+    SHIFTED_K: the first ``distance`` of K lie before B's rows and count as zero.
+    """
+    blocks_k = K // BLOCK_K
+    steps = tl.cdiv(blocks_k, split_k)
+    first = tl.minimum(split * steps, blocks_k)
+    last = tl.minimum(first + steps, blocks_k)
+    first_k = first.to(tl.int64) * BLOCK_K
+    a_ptrs = a_ptr + tl.multiple_of(first_k * stride_ak, A_ALIGN)
+    b_ptrs = b_ptr + tl.multiple_of(first_k * stride_bk, B_ALIGN)
+    a_ptrs += tile_offsets(rows_m, offs_k, stride_am, stride_ak, A_K_MAJOR)
+    b_ptrs += tile_offsets(rows_n, offs_k, stride_bn, stride_bk, B_K_MAJOR)
+    step_a = tl.multiple_of(tl.cast(stride_ak, tl.int64) * BLOCK_K, A_ALIGN)
+    step_b = tl.multiple_of(tl.cast(stride_bk, tl.int64) * BLOCK_K, B_ALIGN)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if SHIFTED_K:
+        if split == 0:  # what was read before B's rows may be NaN
+            mask_k = offs_k >= distance
+            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
+            b = tl.load(b_ptrs)
+            b = tl.where(mask_k[None, :], b, tl.zeros_like(b))
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+            a_ptrs += step_a
+            b_ptrs += step_b
+            first += 1
+    for _ in range(first, last):
+        if PARTS == 2:
+            acc = multiply_parts(a_ptrs, b_ptrs, lo_offset, acc)
+        else:
+            a = tl.load(a_ptrs)
+            b = tl.load(b_ptrs)
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+        a_ptrs += step_a
+        b_ptrs += step_b
+    if not EVEN_K:
+        if split == split_k - 1:
+            mask_k = offs_k < K - blocks_k * BLOCK_K
+            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
+            b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
+            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+    return acc
 
 
 @triton.jit
@@ -182,6 +294,7 @@ def gemm_kernel(
     first_a = item * stride_ab + first_m * stride_am
     first_b = item * stride_bb + first_n * stride_bn
     shift = 0
+    distance = 0
     runs_n = offs_n
     if B_SHIFTED:
         distance = (item * stride_bb % B_ALIGN).to(tl.int32)
@@ -215,49 +328,29 @@ def gemm_kernel(
             stride_bk = stride_bk // B_ALIGN * B_ALIGN
             rows_n = tl.max_contiguous(tl.multiple_of(rows_n, B_ALIGN), B_ALIGN)
 
-    blocks_k = K // BLOCK_K
-    steps = tl.cdiv(blocks_k, split_k)
-    first = tl.minimum(split * steps, blocks_k)
-    last = tl.minimum(first + steps, blocks_k)
-    first_k = first.to(tl.int64) * BLOCK_K
-    a_ptrs = a_ptr + tl.multiple_of(first_a + first_k * stride_ak, A_ALIGN)
-    b_ptrs = b_ptr + tl.multiple_of(first_b + first_k * stride_bk, B_ALIGN)
-    a_ptrs += tile_offsets(rows_m, offs_k, stride_am, stride_ak, A_K_MAJOR)
-    b_ptrs += tile_offsets(rows_n, offs_k, stride_bn, stride_bk, B_K_MAJOR)
-    step_a = tl.multiple_of(tl.cast(stride_ak, tl.int64) * BLOCK_K, A_ALIGN)
-    step_b = tl.multiple_of(tl.cast(stride_bk, tl.int64) * BLOCK_K, B_ALIGN)
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if SHIFTED_K:
-        if split == 0:  # what was read before B's rows may be NaN
-            mask_k = offs_k >= distance
-            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
-            b = tl.load(b_ptrs)
-            b = tl.where(mask_k[None, :], b, tl.zeros_like(b))
-            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
-            a_ptrs += step_a
-            b_ptrs += step_b
-            first += 1
-    for _ in range(first, last):
-        if PARTS == 2:
-            acc = multiply_parts(a_ptrs, b_ptrs, lo_offset, acc)
-        else:
-            a = tl.load(a_ptrs)
-            b = tl.load(b_ptrs)
-            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
-        a_ptrs += step_a
-        b_ptrs += step_b
-    if not EVEN_K:
-        if split == split_k - 1:
-            mask_k = offs_k < K - blocks_k * BLOCK_K
-            a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
-            b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
-            acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
+    a_ptr += tl.multiple_of(first_a, A_ALIGN)
+    b_ptr += tl.multiple_of(first_b, B_ALIGN)
+    acc = sum_products(
+        a_ptr, b_ptr, rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
+        stride_am, stride_ak, stride_bn, stride_bk,
+        BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PARTS, A_K_MAJOR, B_K_MAJOR, A_ALIGN, B_ALIGN,
+        SHIFTED_K, ROUND, DOT,
+    )  # fmt: skip
+    if DOT == "tf32x3":
+        finite = (tl.abs(acc) < INF) | ~mask_n[None, :]
+        acc *= 1 / (SPLIT_SCALE * SPLIT_SCALE)
+        if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
+            acc = sum_products(
+                a_ptr, b_ptr, rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
+                stride_am, stride_ak, stride_bn, stride_bk,
+                BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PARTS, A_K_MAJOR, B_K_MAJOR, A_ALIGN, B_ALIGN,
+                SHIFTED_K, ROUND, "ieee",
+            )  # fmt: skip
     if SHIFTED_N:
         if split == split_k - 1:
             last_k = tl.cast(K, tl.int64)
-            a_last = a_ptr + (first_a + last_k * stride_ak) + rows_m * stride_am
-            b_last = b_ptr + (first_b + last_k * stride_bk) + offs_n
+            a_last = a_ptr + last_k * stride_ak + rows_m * stride_am
+            b_last = b_ptr + last_k * stride_bk + offs_n
             acc = add_row(a_last, b_last, mask_n, acc, ROUND)
         first_n -= shift
         mask_n = (offs_n >= -first_n) & (offs_n < N - first_n)
