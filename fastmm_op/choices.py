@@ -21,9 +21,10 @@ from fastmm_op.tiles import HOPPER_TILES, TILES, Choice, gemv_matrix, gemv_tile,
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Products of few rows or columns are bandwidth-bound and split by cuBLAS too, whose fp32 sums are
-# the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough.
+# the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough (a
+# thousand, and the odd end of a K such as 4097).
 FEW_ROWS = 32
-LONGEST_CHAIN = 1024
+LONGEST_CHAIN = 1040
 # Sums in the tensor core are truncated, which shows where thousands of numbers of one sign are
 # added. Of a result so small that cuBLAS shares out K, so long a chain loses no more than cuBLAS's
 # (uniform numbers, 509 x 4095 x 511: 1024 lose 1.4 times as much; benchmarks/results/NVIDIA_H200).

@@ -80,6 +80,13 @@ def constant_while_compiling(function: Callable) -> Callable:
     return function
 
 
+@constant_while_compiling
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing. Dynamo of torch 2.11 says so whenever it compiles."""
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
+
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 

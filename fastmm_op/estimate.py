@@ -65,6 +65,8 @@ HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
 # Programs of small tiles must be more: together they have so many bytes of B in flight on an SM, of
 # each program the share that is not A's.
 BYTES_IN_FLIGHT = 66 * 1024
+# Warps that have all registers of an SM, of as many as a thread may have.
+WARPS_OF_ALL_REGISTERS = 8
 # Warps that keep the four tensor cores of an SM busy.
 BUSY_WARPS = 4
 GEMV_PROGRAMS = 5
@@ -144,8 +146,8 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     arch, tile = problem.arch, choice.tile
     waves = cdiv(whole_tiles(problem, choice) * choice.split, arch.sms)
     waves = max(waves, BUSY_WARPS / tile.num_warps) if waves else 0
-    if fits_twice(problem, choice):
-        waves = round_up(waves, 2)
+    if waves > 1 and needs_registers(problem, choice):
+        waves = round_up(waves, WARPS_OF_ALL_REGISTERS // tile.num_warps)
     flops = 2 * tile.block_m * tile.block_n / (rate(problem, choice) * tile.efficiency / arch.sms)
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
     tail = flops * tail_depth(problem, choice) + TAIL_SECONDS
@@ -154,10 +156,11 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     return waves * flops * depth + tail_waves * tail
 
 
-def fits_twice(problem: Problem, choice: Choice) -> bool:
-    """Whether registers allow an SM two programs of the plain kernel: they come and go in pairs.
+def needs_registers(problem: Problem, choice: Choice) -> bool:
+    """Whether registers say how many programs of the plain kernel an SM holds, which come and go.
 
-    Operands split in registers take so many, and addresses of A's elements beside a shifted K.
+    Operands split in registers take all a thread may have, and addresses of A's elements beside a
+    shifted K.
     """
     split = operand_kind(problem, choice.pack_a, choice.pack_b) == "tf32x3"
     return split or (problem.dtype == "fp32" and problem.b.shifted and problem.b.k_major)

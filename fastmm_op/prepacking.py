@@ -13,6 +13,7 @@ from fastmm_op import contract, ops
 from fastmm_op.compat import (
     inside_forward_ad,
     inside_torch_func,
+    is_exporting,
     is_traceable_wrapper_subclass,
     takes_short_path,
 )
@@ -52,7 +53,7 @@ class Kept:
             return False
         if torch.compiler.is_compiling():
             # An exported program's weights may be replaced where nothing counts it.
-            return not torch.compiler.is_exporting()
+            return not is_exporting()
         return not (inside_torch_func() or inside_forward_ad())
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:

@@ -100,8 +100,8 @@ TILES = {
         Tile("gemm", 16, 64, 64, 4, 4, 0.13),
         Tile("gemm", 16, 32, 128, 4, 4, 0.08),
     ),
-    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice. Two warps, or 32
-    # rows at most, keep the compiler on mma.sync, which is faster here
+    # wgmma wants B in shared memory, so rounding to TF32 would take it there twice. Two warps, or
+    # 32 rows at most, keep the compiler on mma.sync, which is faster here
     # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt).
     ("sm_90", "tf32"): (
         Tile("gemm", 64, 128, 32, 2, 3, 1.00),
@@ -125,8 +125,8 @@ TILES = {
     ),
     ("sm_90", "tf32x3"): (
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
-        Tile("gemm", 32, 64, 32, 4, 3, 0.85),
-        Tile("gemm", 16, 128, 32, 4, 3, 0.90),
+        Tile("gemm", 32, 64, 32, 4, 3, 0.90),
+        Tile("gemm", 16, 128, 32, 4, 3, 0.85),
     ),
     ("sm_90", "ieee"): (
         Tile("gemm", 32, 128, 64, 4, 3, 1.00),

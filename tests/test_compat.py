@@ -145,6 +145,23 @@ def test_allocation_is_pytorchs_private_one() -> None:
     assert compat.empty_strided_cuda is guards._empty_strided_cuda
 
 
+def test_exporting_is_not_compiling(x) -> None:
+    seen = []
+
+    class Looks(torch.nn.Module):
+        def forward(self, x):
+            return x + (2 if compat.is_exporting() else 1)
+
+    assert not compat.is_exporting()
+    one = torch.zeros(())
+    assert torch.compile(Looks(), backend="eager", fullgraph=True)(one) == 1
+    for strict in (False, True):
+        program = torch.export.export(Looks(), (one,), strict=strict)
+        seen.append(program.module()(one).item())
+    assert seen == [2, 2]
+    assert hasattr(torch.compiler, "_is_exporting_flag"), "else Dynamo's own answer is taken"
+
+
 def test_tracing(x, monkeypatch) -> None:
     monkeypatch.setattr(compat, "_get_tracing_state", object)
     assert not takes_short_path(x, x)

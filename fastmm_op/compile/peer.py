@@ -36,7 +36,8 @@ RATES = {
     # Published for the RTX 4090: bf16 at odd sizes 107-116 TFLOP/s of 154-172.
     "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
-    # Few rows of fp32 take 98-144 us for 180 MB. At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours.
+    # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours. Few rows of
+    # fp32 take 98-144 us for 180 MB.
     "sm_90": Rates(50e12, {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2}, {16: 0.56, 8: 0.36, 4: 0.19}, 0.36),
 }
 

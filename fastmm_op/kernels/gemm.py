@@ -118,6 +118,21 @@ def load_tail(ptrs, mask_k, K_MAJOR: tl.constexpr):
 
 
 @triton.jit
+def multiply_split(a, b, acc, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr):
+    """acc + A @ B^T of fp32 tiles, as multiply_parts has it of packed ones."""
+    if not A_K_MAJOR:
+        a = tl.trans(a)
+    if B_K_MAJOR:
+        b = tl.trans(b)
+    a_hi, a_lo = split_in_tf32(a)
+    b_hi, b_lo = split_in_tf32(b)
+    products = tl.dot(a_lo, b_hi, input_precision="tf32")
+    products = tl.dot(a_hi, b_lo, products, input_precision="tf32")
+    products = tl.dot(a_hi, b_hi, products, input_precision="tf32")
+    return acc + products
+
+
+@triton.jit
 def multiply(
     a, b, acc,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
@@ -143,21 +158,6 @@ def multiply(
     if B_K_MAJOR:
         b = tl.trans(b)
     return tl.dot(a, b, acc, input_precision=DOT)
-
-
-@triton.jit
-def multiply_split(a, b, acc, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr):
-    """acc + A @ B^T of fp32 tiles, as multiply_parts has it of packed ones."""
-    if not A_K_MAJOR:
-        a = tl.trans(a)
-    if B_K_MAJOR:
-        b = tl.trans(b)
-    a_hi, a_lo = split_in_tf32(a)
-    b_hi, b_lo = split_in_tf32(b)
-    products = tl.dot(a_lo, b_hi, input_precision="tf32")
-    products = tl.dot(a_hi, b_lo, products, input_precision="tf32")
-    products = tl.dot(a_hi, b_hi, products, input_precision="tf32")
-    return acc + products
 
 
 @triton.jit
