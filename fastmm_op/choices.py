@@ -1,5 +1,6 @@
 """Every legal way to compute a product: what is packed, by which kernel and tile, how split."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
@@ -83,23 +84,30 @@ def in_b_classes(problem: Problem) -> Iterator[Choice]:
         return
     product = classes_as_batch(problem, classes)
     along_n = classes_lie_along_n(problem)
-    pack_a, kind, tiles = False, "gemv", (gemv_tile(product),)
+    ways, kind, tiles = (False,), "gemv", (gemv_tile(product),)
     if not problem.one_wide:
-        # Packing takes A's classes along K; where K is shifted, A comes element by element.
-        of_16_bits = problem.dtype != "fp32"
-        pack_a = of_16_bits and not along_n and not is_aligned(product.a, problem.dtype)
-        kind = operand_kind(product, True, False)
+        ways, kind = pack_ways(product), operand_kind(product, True, False)
         # Short of K: the last step of a shifted K has an address for each of its elements.
         of_kind = TILES["sm_89" if along_n else problem.arch.name, kind]
         tiles = tuple(t for t in of_kind if t.kernel == "gemm" and t.block_m <= FEW_ROWS)
-    for tile in tiles:
-        for split in SPLITS:
-            choice = Choice(pack_a, False, tile, split)
-            depth = cdiv(product.K, split)
-            deep_enough = depth >= 2 * tile.block_k or (split == 1 and not along_n)
-            fits = shared_memory(product, choice) <= problem.arch.shared_memory
-            if deep_enough and fits and chain_is_short(product, kind, split):
-                yield replace(choice, b_classes=classes)
+    for pack_a, tile, split in itertools.product(ways, tiles, SPLITS):
+        choice = Choice(pack_a, False, tile, split)
+        depth = cdiv(product.K, split)
+        deep_enough = depth >= 2 * tile.block_k or (split == 1 and not along_n)
+        fits = shared_memory(product, choice) <= problem.arch.shared_memory
+        if deep_enough and fits and chain_is_short(product, kind, split):
+            yield replace(choice, b_classes=classes)
+
+
+def pack_ways(product: Problem) -> tuple[bool, ...]:
+    """Whether A's few rows may be packed, or not, beside a B that is read by classes.
+
+    Packing takes A's classes along K and copies them; where K is shifted, A comes by element. Of
+    16 bits, A comes by element in no other case.
+    """
+    if product.b.k_major or is_aligned(product.a, product.dtype):
+        return (False,)
+    return (True,) if product.dtype != "fp32" else (True, False)
 
 
 def count_b_classes(problem: Problem) -> int:

@@ -85,7 +85,7 @@ def estimate(problem: Problem, choice: Choice) -> float:
     if choice.b_classes > 1:
         product = classes_as_batch(problem, choice.b_classes)
         multiply = gemv_seconds if problem.one_wide else gemm_seconds
-        packed = pack_seconds(product, "a") if choice.pack_a else 0.0
+        packed = pack_seconds(product, "a", copied=True) if choice.pack_a else 0.0
         summed = launch + reduce_seconds(problem, partial_products(problem, choice))
         return packed + launch + multiply(product, choice) + summed
     seconds = launch
@@ -119,11 +119,12 @@ def balance_seconds(problem: Problem) -> float:
     return problem.arch.launch_seconds + sampled / bandwidth
 
 
-def pack_seconds(problem: Problem, buffer: str) -> float:
-    """Bandwidth: each element is read once or twice and written once, part by part."""
+def pack_seconds(problem: Problem, buffer: str, copied: bool = False) -> float:
+    """Bandwidth: each element is read once or twice and written once, part by part, or as it is."""
     rows = problem.M if buffer == "a" else problem.N
-    passes = packing_passes(problem, buffer)
-    read, written = passes * ITEMSIZE[problem.dtype], 2 * problem.parts
+    passes = 1 if copied else packing_passes(problem, buffer)
+    size = ITEMSIZE[problem.dtype]
+    read, written = passes * size, size if copied else 2 * problem.parts
     moved = problem.batch * rows * problem.K * (read + written)
     bandwidth = PACK_BANDWIDTH * problem.arch.bandwidth
     return moved / bandwidth + passes * problem.arch.launch_seconds
@@ -231,7 +232,7 @@ def gemm_programs(problem: Problem, choice: Choice) -> float:
     """Programs an SM of the plain kernel that reach the memory's bandwidth."""
     tile = choice.tile
     size = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
-    in_flight = tile.block_n * tile.block_k * size * (tile.num_stages - 1)
+    in_flight = tile.block_n * tile.block_k * size * max(1, tile.num_stages - 1)
     in_flight *= tile.block_n / (tile.block_m + tile.block_n)
     return max(GEMM_PROGRAMS, BYTES_IN_FLIGHT / in_flight)
 

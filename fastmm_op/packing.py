@@ -136,7 +136,8 @@ def pack_operand(
 
     Args:
         buffer: ``"a"`` or ``"b"``.
-        balance: for fp32, which is scaled; None for 16-bit operands, which are copied.
+        balance: for fp32, which is scaled; None for what is copied: 16-bit operands, and A's rows
+            beside a B that is read by classes.
         slack_rows: rows past the end that the GEMM may read (and never uses).
         wrap: rows past the end that repeat the first ones; for a single batch item only.
         alignment: the packed pitch is a multiple of this many elements.
@@ -146,8 +147,8 @@ def pack_operand(
     operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
     batch = packed_items(problem, buffer)
     pitch = round_up(problem.K, alignment)
-    parts = problem.parts
     scaled = balance is not None
+    parts = problem.parts if scaled else 1
     packed = workspace.take(
         (batch * rows + wrap + slack_rows) * parts * pitch, "fp16" if scaled else problem.dtype
     )

@@ -371,7 +371,7 @@ def test_planning_needs_neither_torch_nor_triton(module) -> None:
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
-    standard = {"collections.abc", "dataclasses", "functools", "math", "typing"}
+    standard = {"collections.abc", "dataclasses", "functools", "itertools", "math", "typing"}
     assert imported <= standard | {f"fastmm_op.{name}" for name in PURE}
 
 

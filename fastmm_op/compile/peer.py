@@ -45,8 +45,9 @@ RATES = {
 TILE, TF32_TILE = (128, 128), (128, 256)
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
-# The same where a product of a few rows reads 16-bit elements one by one (85-160 us for 90 MB).
-BANDWIDTH_BY_ELEMENT = 0.25
+# The same where a product of a few rows reads elements one by one: 16-bit ones (85-160 us for
+# 90 MB) and those of TF32 (79-88 us for 180 MB).
+BANDWIDTH_BY_ELEMENT = {"half": 0.25, "tf32": 0.54}
 # What the shorter of arithmetic and memory traffic adds to the longer.
 IMPERFECT_OVERLAP = 0.1
 # pad_mm pads what it measures to be this much faster padded, its copies included.
@@ -125,10 +126,13 @@ def memory_bound(problem: Problem) -> bool:
 
 def bandwidth_share(problem: Problem) -> float:
     """What cuBLAS reaches of a large copy's bandwidth. Less beside A's 2 to FEW_ROWS rows."""
-    few = 1 < problem.M <= FEW_ROWS
-    if few and kind(problem) == "half" and alignment(problem) == ITEMSIZE[problem.dtype]:
-        return BANDWIDTH_BY_ELEMENT
-    return RATES[problem.arch.name].fp32_rows if few and kind(problem) == "fp32" else BANDWIDTH
+    if not 1 < problem.M <= FEW_ROWS:
+        return BANDWIDTH
+    what = kind(problem)
+    if what == "fp32":
+        return RATES[problem.arch.name].fp32_rows
+    by_element = alignment(problem) == ITEMSIZE[problem.dtype]
+    return BANDWIDTH_BY_ELEMENT[what] if by_element else BANDWIDTH
 
 
 def cublas_seconds(problem: Problem) -> float:
