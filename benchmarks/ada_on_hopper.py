@@ -1,7 +1,8 @@
 """Run the RTX 4090's kernels on a Hopper card: test them, time them, hold the model against them.
 
     python benchmarks/ada_on_hopper.py --out DIR [--part tests | --part times]
-    python benchmarks/ada_on_hopper.py --out DIR --merge FILE FILE    (two parts' results; no GPU)
+    python benchmarks/ada_on_hopper.py --out DIR --merge FILE FILE   (two parts' results; no GPU)
+    python benchmarks/ada_on_hopper.py --out DIR --predict FILE      (times, today's model; no GPU)
 
 The plans are sm_89's (FASTMM_ARCH), Triton compiles them for sm_89, and the same PTX (mma.sync and
 cp.async) is assembled for sm_90: a wrapper stands in for ptxas. Kernels go to a cache of their own,
@@ -98,8 +99,6 @@ def measure(case, device, timer) -> dict:
 
     from benchmarks.sm_clock import sm_clock
     from fastmm_op import contract, launch, matmul
-    from fastmm_op.bench.gpu_model import H200
-    from fastmm_op.bench.predict import compiled, forecast, run
     from fastmm_op.oracle import Oracle, poison
     from fastmm_op.plan import make_plan
 
@@ -115,14 +114,8 @@ def measure(case, device, timer) -> dict:
     if verdict.failure is not None:
         return entry | {"failed": verdict.failure}
 
-    card = replace(
-        H200,
-        sms=sms_of(device),
-        clock=sm_clock(device, lambda: matmul(a, b)),
-    )
-    entry["clock_mhz"] = card.clock / 1e6
+    entry["clock_mhz"] = sm_clock(device, lambda: matmul(a, b)) / 1e6
     entry["us"] = timer(lambda: matmul(a, b), 0.3).us
-    entry["predicted_us"] = 1e6 * forecast(problem, plan, card).seconds
 
     folded_a, folded_b = contract.fold(a, b)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
@@ -134,17 +127,47 @@ def measure(case, device, timer) -> dict:
         kernel(addresses, stream)
     entry["kernels"] = []
     for step, kernel in zip(plan.launches, started, strict=True):
-        ((_, _, predicted),) = run([compiled(problem, step)], card, flushed=True)
         us = timer(lambda kernel=kernel: kernel(addresses, stream), 0.2).us
-        entry["kernels"].append(
-            {
-                "kernel": step.kernel,
-                "us": us,
-                "predicted_us": 1e6 * predicted.seconds,
-                "bound_by": predicted.bound_by,
-            }
-        )
-    return entry
+        entry["kernels"].append({"kernel": step.kernel, "us": us})
+    return predict(entry, problem, sms_of(device))
+
+
+def predict(entry: dict, problem, sms: int) -> dict:
+    """What was measured of a case, with the model's times beside it, at the clock it ran at."""
+    from fastmm_op.bench.gpu_model import H200
+    from fastmm_op.bench.predict import compiled, forecast, run
+    from fastmm_op.plan import make_plan
+
+    card = replace(H200, sms=sms, clock=1e6 * entry["clock_mhz"])
+    plan = make_plan(problem)
+    kernels = []
+    for step, kernel in zip(plan.launches, entry["kernels"], strict=True):
+        ((_, _, predicted),) = run([compiled(problem, step)], card, flushed=True)
+        found = {"predicted_us": 1e6 * predicted.seconds, "bound_by": predicted.bound_by}
+        kernels.append(kernel | found)
+    seconds = forecast(problem, plan, card).seconds
+    return entry | {"predicted_us": 1e6 * seconds, "kernels": kernels}
+
+
+def predict_again(results: dict, argv: list[str]) -> dict:
+    """Results with today's model in place of the one they were written with.
+
+    Cases that are planned otherwise by now stay as they are.
+    """
+    from fastmm_op import machine
+    from fastmm_op.arch import ARCHES
+    from fastmm_op.bench.gpu_model import H200
+    from fastmm_op.plan import make_plan
+
+    cases, rows = suite(), []
+    for row in results["rows"]:
+        problem = cases[row["case"]].problem(replace(ARCHES["sm_89"], sms=H200.sms))
+        planned = [step.kernel for step in make_plan(problem).launches]
+        same = planned == [kernel["kernel"] for kernel in row.get("kernels", ())]
+        rows.append(predict(row, problem, H200.sms) if same else row)
+    of_times = results["env"]["times"]
+    env = of_times | written_by(argv) | {"triton": machine.versions()["triton"]}
+    return results | {"rows": rows, "env": results["env"] | {"model": env}}
 
 
 def seed_style(device, timer) -> dict:
@@ -181,15 +204,22 @@ def describe(argv: list[str]) -> dict:
     import torch
 
     from fastmm_op import machine
-    from fastmm_op.bench import environment
 
     versions = machine.versions()
     return {
         "gpu": torch.cuda.get_device_name(),
+        **written_by(argv),
+        **{name: versions[name] for name in ("torch", "triton", "driver")},
+    }
+
+
+def written_by(argv: list[str]) -> dict:
+    from fastmm_op.bench import environment
+
+    return {
         "command": shlex.join(["python", "benchmarks/ada_on_hopper.py", *argv]),
         "commit": environment.commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **{name: versions[name] for name in ("torch", "triton", "driver")},
     }
 
 
@@ -246,7 +276,7 @@ def merged(parts: list[dict]) -> dict:
         found["env"] |= part["env"]
         names = {"tests": ("tests", "export"), "times": ("rows", "seed_style")}
         for name in part["env"]:
-            found |= {key: part[key] for key in names[name] if key in part}
+            found |= {key: part[key] for key in names.get(name, ()) if key in part}
     return found
 
 
@@ -274,6 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         "--part", choices=("tests", "times"), help="only this; the other part's results are kept"
     )
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="parts' JSON files")
+    parser.add_argument("--predict", type=Path, metavar="FILE", help="times of an earlier run")
     parser.add_argument("--seconds", type=float, default=TEST_SECONDS, help="for the tests")
     options = parser.parse_args(argv)
     path = options.out / "ada_on_hopper.json"
@@ -286,6 +317,10 @@ def main(argv: list[str] | None = None) -> int:
 
     if options.merge:
         results = merged([json.loads(file.read_text()) for file in options.merge])
+        save()
+        return int(not is_fine(results))
+    if options.predict:
+        results = predict_again(json.loads(options.predict.read_text()), argv)
         save()
         return int(not is_fine(results))
     if problem := hopper_card():

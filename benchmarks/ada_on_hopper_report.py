@@ -37,6 +37,7 @@ def markdown(results: dict) -> str:
         *(
             f"- {part}: `{env['command']}`, {env['date']}, commit `{env['commit'][:12]}`, torch "
             f"{env['torch']}, Triton {env['triton']}, driver {env['driver']}."
+            + (f" Note: {env['note']}." if "note" in env else "")
             for part, env in results["env"].items()
         ),
         "",

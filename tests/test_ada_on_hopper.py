@@ -125,6 +125,31 @@ def test_parts_are_merged_into_one_file(tmp_path) -> None:
     assert "309 passed" in (tmp_path / "ada_on_hopper.md").read_text()
 
 
+@pytest.mark.compiled
+def test_times_are_predicted_again(tmp_path) -> None:
+    """By the model as it is, at the clock that was measured, with no GPU."""
+    from fastmm_op.bench.session import write
+
+    kernel = {"kernel": "gemm", "us": 13.0, "predicted_us": 1.0}
+    row = {"case": "squares/512x512x512-NN-fp32-tf32", "strategy": "direct", "clock_mhz": 1980.0}
+    row |= {"us": 13.7, "predicted_us": 1.0, "kernels": [kernel]}
+    planned_otherwise = row | {"kernels": [kernel, kernel]}
+    slower = row | {"clock_mhz": 990.0}
+    path = tmp_path / "times.json"
+    env = {"times": ENV | {"note": "by hand"}}
+    write(times(1.0) | {"rows": [row, planned_otherwise, slower], "env": env}, path)
+    assert ada_on_hopper.main(["--out", str(tmp_path), "--predict", str(path)]) == 1  # no tests
+    found = json.loads((tmp_path / "ada_on_hopper.json").read_text())
+    again, other, slow = found["rows"]
+    assert 5 < again["predicted_us"] < 14
+    assert 5 < again["kernels"][0]["predicted_us"] < 14
+    assert (again["us"], again["kernels"][0]["us"]) == (13.7, 13.0)
+    assert slow["predicted_us"] > again["predicted_us"]
+    assert other == planned_otherwise
+    assert "--predict" in found["env"]["model"]["command"]
+    assert "Note: by hand." in (tmp_path / "ada_on_hopper.md").read_text()
+
+
 OUTCOMES = """
 {"collected": 4}
 {"test": "t::a", "outcome": "passed"}

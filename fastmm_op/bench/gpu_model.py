@@ -83,7 +83,7 @@ RTX_4090 = Machine(
 )
 # Copies as measured here (benchmarks/results/NVIDIA_H200); latencies, L2 rate and useful size from
 # public microbenchmarks of the H200 and GH200. mma.sync reaches some 62 % of wgmma's 4096 FLOP a
-# clock and SM.
+# clock and SM. A launch costs what its smallest kernels show (ada_on_hopper.md).
 H200 = Machine(
     name="NVIDIA H200",
     sms=132,
@@ -96,7 +96,7 @@ H200 = Machine(
     l2_seconds=141e-9,
     dram_rate=4.21e12,
     dram_seconds=348e-9,
-    launch_seconds=3e-6,
+    launch_seconds=4e-6,
 )
 MACHINES = {machine.name: machine for machine in (RTX_4090, H200)}
 

@@ -24,12 +24,15 @@ class Rates:
         half: fp16 and bf16 products, by the bytes that divide every row of A, B and C.
         tf32: fp32 products with TF32, likewise.
         fp32_rows: share of a copy's bandwidth that fp32 products of few rows reach without TF32.
+        tf32_tn: share of ``tf32`` where A is column-major and B row-major, as for a weight's
+            gradient.
     """
 
     fp32_flops: float
     half: dict[int, float]
     tf32: dict[int, float]
     fp32_rows: float = BANDWIDTH
+    tf32_tn: float = 1.0
 
 
 RATES = {
@@ -37,8 +40,15 @@ RATES = {
     "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
     # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours. Few rows of
-    # fp32 take 98-144 us for 180 MB.
-    "sm_90": Rates(50e12, {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2}, {16: 0.56, 8: 0.36, 4: 0.19}, 0.36),
+    # fp32 take 98-144 us for 180 MB; in TF32, TN takes 1.5 times as long as NN
+    # (study_2026-11-25_split.txt).
+    "sm_90": Rates(
+        50e12,
+        {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
+        {16: 0.56, 8: 0.36, 4: 0.19},
+        fp32_rows=0.36,
+        tf32_tn=0.7,
+    ),
 }
 
 # Tiles in which cuBLAS spreads C over the card: TF32's are twice as wide on aligned operands.
@@ -109,7 +119,15 @@ def flops_rate(problem: Problem, aligned_to: int) -> float:
     rates, what = RATES[problem.arch.name], kind(problem)
     if what == "fp32":
         return rates.fp32_flops
-    return getattr(rates, what)[aligned_to] * problem.arch.fp16_flops
+    share = getattr(rates, what)[aligned_to]
+    if what == "tf32" and aligned_to == COPY_BYTES and is_tn(problem):
+        share *= rates.tf32_tn
+    return share * problem.arch.fp16_flops
+
+
+def is_tn(problem: Problem) -> bool:
+    """Whether A is column-major and B row-major."""
+    return problem.a.row_stride == 1 and problem.b.row_stride == 1
 
 
 def traffic(problem: Problem) -> float:
