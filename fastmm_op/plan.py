@@ -37,7 +37,7 @@ from fastmm_op.packing import (
     pack_operand,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv
-from fastmm_op.tiles import Choice
+from fastmm_op.tiles import Choice, operand_kind
 
 
 @lru_cache(maxsize=4096)
@@ -181,7 +181,8 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         if name == "a" and of_a > 1:
             what = f"read as it is, its rows in {of_a} classes of equal alignment"
         if packed:
-            what = "packed as scaled fp16" if problem.dtype == "fp32" else "packed"
+            scaled = problem.dtype == "fp32" and choice.pack_a and choice.pack_b
+            what = "packed as scaled fp16" if scaled else "packed"
             what += " before, and kept" if name == "b" and problem.prepacked else ""
         said.append(f"{name} is {aligned}: {what}")
     if choice.b_classes > 1:
@@ -192,6 +193,9 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if problem.dtype == "fp32" and problem.precision == "tf32" and not problem.tf32:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
+    product = classes_as_batch(problem, choice.b_classes) if choice.b_classes > 1 else problem
+    if tile.kernel == "gemm" and operand_kind(product, choice.pack_a, choice.pack_b) == "tf32x3":
+        said.append("fp32 is split in registers into two numbers of TF32: three products")
     tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch

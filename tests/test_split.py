@@ -11,7 +11,7 @@ from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
 from fastmm_op.kernels import gemm
 from fastmm_op.launches import Plan
-from fastmm_op.plan import make_plan, write_plan
+from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Problem, problem_of
 from fastmm_op.tiles import TILES, Choice, operand_kind
 from oracle import assert_accurate, assert_same_specials, exact, norm
@@ -149,6 +149,8 @@ def test_where_operands_are_split(arch) -> None:
     few_rows = problem(arch, m=8, k=4096, n=11008)
     expected = arch in SPLIT_ARCHES
     assert (dots(make_plan(few_rows)) == ["tf32x3"]) == expected
+    said = " ".join(reasons(few_rows, make_plan(few_rows).choice))
+    assert ("split in registers" in said) == expected
     for other in ("tf32", "ieee"):
         assert "tf32x3" not in dots(make_plan(problem(arch, precision=other)))
     misaligned = problem(arch, k=K + 1, n=N + 1)
