@@ -23,6 +23,11 @@ class Arch:
         tf32_flops: FLOP a second of TF32 products read directly from fp32 operands.
         fp32_flops: FLOP a second of ordinary fp32 units.
         l2_bytes: of the L2 cache.
+        splits_fp32: three products of TF32 are faster than one of the ordinary fp32 units, so
+            ``"fp32"`` splits operands in registers. Measured on sm_90; on the others by the rates.
+        ieee_k_major: share of ``fp32_flops`` where B is K-major, so that neighbouring threads read
+            the same bank of shared memory. 32x4096x11008 NT took 239 us where 95 were estimated
+            without it (study_2026-11-25_tf32_tiles.txt); on sm_80 and sm_89 nobody has looked.
         launch_seconds: what one more kernel in a row costs on the device.
     """
 
@@ -38,6 +43,8 @@ class Arch:
     tf32_flops: float
     fp32_flops: float
     l2_bytes: float
+    splits_fp32: bool
+    ieee_k_major: float
     launch_seconds: float
 
 
@@ -46,13 +53,55 @@ class Arch:
 # neither card.
 ARCHES = {
     "sm_80": Arch(
-        "sm_80", 108, 166912, 167936, 2048, False, False, 1.5e12, 240e12, 90e12, 18e12, 40e6, 3e-6
+        name="sm_80",
+        sms=108,
+        shared_memory=166912,
+        shared_memory_per_sm=167936,
+        threads_per_sm=2048,
+        wgmma=False,
+        tma=False,
+        bandwidth=1.5e12,
+        fp16_flops=240e12,
+        tf32_flops=90e12,
+        fp32_flops=18e12,
+        l2_bytes=40e6,
+        splits_fp32=True,
+        ieee_k_major=1.0,
+        launch_seconds=3e-6,
     ),
     "sm_89": Arch(
-        "sm_89", 128, 101376, 102400, 1536, False, False, 0.92e12, 150e12, 70e12, 45e12, 72e6, 3e-6
+        name="sm_89",
+        sms=128,
+        shared_memory=101376,
+        shared_memory_per_sm=102400,
+        threads_per_sm=1536,
+        wgmma=False,
+        tma=False,
+        bandwidth=0.92e12,
+        fp16_flops=150e12,
+        tf32_flops=70e12,
+        fp32_flops=45e12,
+        l2_bytes=72e6,
+        splits_fp32=False,
+        ieee_k_major=1.0,
+        launch_seconds=3e-6,
     ),
     "sm_90": Arch(
-        "sm_90", 132, 232448, 233472, 2048, True, True, 4.2e12, 700e12, 150e12, 40e12, 50e6, 4e-6
+        name="sm_90",
+        sms=132,
+        shared_memory=232448,
+        shared_memory_per_sm=233472,
+        threads_per_sm=2048,
+        wgmma=True,
+        tma=True,
+        bandwidth=4.2e12,
+        fp16_flops=700e12,
+        tf32_flops=150e12,
+        fp32_flops=40e12,
+        l2_bytes=50e6,
+        splits_fp32=True,
+        ieee_k_major=0.35,
+        launch_seconds=4e-6,
     ),
 }
 

@@ -22,8 +22,8 @@ from fastmm_op.tiles import HOPPER_TILES, TILES, Choice, gemv_matrix, gemv_tile,
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Products of few rows or columns are bandwidth-bound and split by cuBLAS too, whose fp32 sums are
-# the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough (a
-# thousand, and the odd end of a K such as 4097).
+# the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough
+# (1024, and what an odd K leaves).
 FEW_ROWS = 32
 LONGEST_CHAIN = 1040
 # Sums in the tensor core are truncated, which shows where thousands of numbers of one sign are
@@ -68,7 +68,9 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if shared_memory(problem, choice) > arch.shared_memory:
                     continue
                 deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
-                if not deep_enough or not epilogue_fits(problem, choice):
+                if not (deep_enough and epilogue_fits(problem, choice)):
+                    continue
+                if kind == "tf32" and not registers_suffice(problem, choice):
                     continue
                 if chain_is_short(problem, kind, split):
                     yield choice
@@ -213,9 +215,11 @@ def longest_row_in_registers(operand: Operand) -> int:
 def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
     """Whether sums of so many splits are as accurate as the problem's precision promises."""
     chain = cdiv(problem.K, split)
-    # Of "tf32x3": where numbers are too large for it, the sums are IEEE's.
-    if kind in ("ieee", "tf32x3") and min(problem.M, problem.N) <= FEW_ROWS:
+    # Where numbers are too large for "tf32x3", the sums are IEEE's.
+    if kind == "tf32x3" or (kind == "ieee" and min(problem.M, problem.N) <= FEW_ROWS):
         return chain <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
+    if kind in ("tf32", "misaligned tf32") and sums_must_be_short(problem):
+        return chain <= max(LONGEST_TRUNCATED_CHAIN, cublas_chain(problem))
     if kind == "16-bit" and sums_must_be_short(problem):
         return chain <= longest_truncated_chain(problem)
     return True
@@ -223,9 +227,21 @@ def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
 
 def sums_must_be_short(problem: Problem) -> bool:
     """Whether cuBLAS, whose error in TF32 is the yardstick, would share out K among programs."""
-    tiles = problem.batch * cdiv(problem.M, 128) * cdiv(problem.N, 128)
-    few = 4 * tiles <= problem.arch.sms
+    few = 4 * cublas_tiles(problem) <= problem.arch.sms
     return problem.tf32 and few and problem.K > LONGEST_TRUNCATED_CHAIN
+
+
+def cublas_tiles(problem: Problem) -> int:
+    return problem.batch * cdiv(problem.M, 128) * cdiv(problem.N, 128)
+
+
+def cublas_chain(problem: Problem) -> int:
+    """The K of a program, if as many share each of cuBLAS's tiles as the card has room for.
+
+    Of 256x524288x256, uniform numbers, cuBLAS's error in TF32 is twice that of chains of 8192
+    (benchmarks/results/NVIDIA_H200/study_2026-11-25_split.txt).
+    """
+    return cdiv(problem.K * cublas_tiles(problem), problem.arch.sms)
 
 
 def longest_truncated_chain(problem: Problem) -> int:
@@ -277,6 +293,13 @@ def epilogue_fits(problem: Problem, choice: Choice) -> bool:
         return True
     partial_sums = a_classes(problem, choice) > 1 and choice.tail_split > 1
     return stores_are_aligned(problem, choice) and not partial_sums
+
+
+def registers_suffice(problem: Problem, choice: Choice) -> bool:
+    """Whether a tile in TF32 compiles without spills: two warps hold less of an A not along K."""
+    tile = choice.tile
+    wide = tile.num_warps == 2 and tile.block_m * tile.block_n > 64 * 64
+    return problem.a.k_major or not (problem.arch.wgmma and wide)
 
 
 def hopper_can_run(problem: Problem, pack_a: bool, pack_b: bool) -> bool:

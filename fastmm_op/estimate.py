@@ -28,11 +28,8 @@ STEP_SECONDS = 0.2e-6
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
 MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
-# What remains of IEEE's where B is K-major: neighbouring threads then read the same bank of shared
-# memory (32x4096x11008 NT: 239 us of 95; benchmarks/results/NVIDIA_H200).
-IEEE_K_MAJOR = 0.35
-# The same where only the few rows of A are, beside a B that is read by classes: by the instructions
-# that a step takes, by the kind of the operands.
+# As MISALIGNED_RATE, where only the few rows of A are, beside a B that is read by classes: by the
+# instructions that a step takes, by the kind of the operands.
 A_BY_ELEMENT = {"tf32": 0.4, "tf32x3": 0.8, "ieee": 0.9, "misaligned 16-bit": 0.5}
 # Steps of the main loop that a program spends on what it masks of a shifted B, at both ends.
 SHIFTED_STEPS = 2
@@ -65,7 +62,7 @@ HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
 # Programs of small tiles must be more: together they have so many bytes of B in flight on an SM, of
 # each program the share that is not A's.
 BYTES_IN_FLIGHT = 66 * 1024
-# Warps that have all registers of an SM, of as many as a thread may have.
+# So many warps fill an SM's registers, if each thread takes all that it may.
 WARPS_OF_ALL_REGISTERS = 8
 # Warps that keep the four tensor cores of an SM busy.
 BUSY_WARPS = 4
@@ -143,7 +140,11 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
 
 
 def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
-    """Whole waves of tiles, each at its share of the card's rate, then those of shared tiles."""
+    """Whole waves of tiles, each at its share of the card's rate, then those of shared tiles.
+
+    One program of few warps leaves part of an SM idle; programs that fill its registers come in
+    groups, of which the last takes as long as a full one.
+    """
     arch, tile = problem.arch, choice.tile
     waves = cdiv(whole_tiles(problem, choice) * choice.split, arch.sms)
     waves = max(waves, BUSY_WARPS / tile.num_warps) if waves else 0
@@ -158,10 +159,9 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
 
 
 def needs_registers(problem: Problem, choice: Choice) -> bool:
-    """Whether registers say how many programs of the plain kernel an SM holds, which come and go.
+    """Whether threads take all the registers they may, which then say how many programs fit an SM.
 
-    Operands split in registers take all a thread may have, and addresses of A's elements beside a
-    shifted K.
+    For operands split in registers, or for addresses of A's elements beside a shifted K.
     """
     split = operand_kind(problem, choice.pack_a, choice.pack_b) == "tf32x3"
     return split or (problem.dtype == "fp32" and problem.b.shifted and problem.b.k_major)
@@ -195,7 +195,7 @@ def rate(problem: Problem, choice: Choice) -> float:
         "ieee": arch.fp32_flops,
     }.get(kind, arch.fp16_flops)
     if kind == "ieee" and problem.b.k_major:
-        best *= IEEE_K_MAJOR
+        best *= arch.ieee_k_major
     for operand, packed in operands(problem, choice):
         if read_misaligned(problem, choice, operand, packed):
             by_classes = problem.b.shifted
@@ -210,13 +210,14 @@ def rate(problem: Problem, choice: Choice) -> float:
 def read_seconds(problem: Problem, choice: Choice) -> float:
     """Operands, each read once; a few programs reach only their share of the bandwidth."""
     moved = 0.0
+    size_packed = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
     wanted = (
         HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else gemm_programs(problem, choice)
     )
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
     ):
-        size = 2 * problem.parts if packed else ITEMSIZE[problem.dtype]
+        size = size_packed if packed else ITEMSIZE[problem.dtype]
         penalty = 1.0
         if not problem.b.shifted and read_misaligned(problem, choice, operand, packed):
             penalty = MISALIGNED_READ[problem.dtype][not operand.k_major]

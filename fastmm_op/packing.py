@@ -1,4 +1,4 @@
-"""The launches that rewrite operands as aligned, K-major, 16-bit rows (kernels/pack.py)."""
+"""The launches that rewrite operands as aligned, K-major rows (kernels/pack.py)."""
 
 from dataclasses import dataclass
 

@@ -116,7 +116,7 @@ class Problem:
 
     @property
     def parts(self) -> int:
-        """fp16 matrices that packing makes of an operand; 0 where it would cost accuracy.
+        """16-bit matrices that packing both operands makes of each; 0 where it costs accuracy.
 
         fp32 operands: one where they may be rounded, else two ("hi" and "lo"), if many products are
         summed; none for ``"ieee"``. 16-bit operands: one, a copy.
@@ -128,11 +128,8 @@ class Problem:
 
     @property
     def split_in_registers(self) -> bool:
-        """Whether fp32 operands that are not packed are split on their way to the tensor core.
-
-        Where three products of TF32 are faster than one of the ordinary fp32 units.
-        """
-        return self.parts == 2 and self.arch.tf32_flops > 3 * self.arch.fp32_flops
+        """Whether fp32 operands that are not packed are split on their way to the tensor core."""
+        return self.parts == 2 and self.arch.splits_fp32
 
     @property
     def one_wide(self) -> bool:
@@ -194,3 +191,15 @@ def is_aligned(operand: Operand, dtype: str) -> bool:
     strides += [] if operand.shifted else [operand.batch_stride]
     pointer_is_aligned = operand.pointer_alignment % COPY_BYTES == 0
     return contiguous and pointer_is_aligned and all(s % elements == 0 for s in strides)
+
+
+def loads_are_wide(operand: Operand, neighbours: int, pitch: int = 0) -> bool:
+    """Whether Triton loads several neighbours at once. Of integers it knows if 16 divides them.
+
+    Args:
+        neighbours: their stride.
+        pitch: the other stride, if there is one.
+    """
+    known = pitch % 16 == 0 and operand.batch_stride % 16 == 0
+    aligned = operand.pointer_alignment == COPY_BYTES
+    return neighbours == 1 and aligned and (known or operand.shifted)

@@ -1,8 +1,7 @@
 """Bytes of shared memory a block of each kernel takes, summed term by term."""
 
-from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, is_aligned
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, is_aligned, loads_are_wide
 from fastmm_op.tiles import (
-    FP32_KINDS,
     OPERAND_BYTES,
     Choice,
     Tile,
@@ -37,7 +36,8 @@ def gemv_shared_memory(problem: Problem, tile: Tile) -> int:
     if matrix.k_major:
         spread = tile.block_k * ITEMSIZE[problem.dtype]
         # A row for all threads together: each has loaded what it needs.
-        needed = spread < 32 * tile.num_warps * COPY_BYTES
+        row_for_all = spread >= 32 * tile.num_warps * COPY_BYTES
+        needed = not (row_for_all and loads_are_wide(matrix, matrix.k_stride, matrix.row_stride))
         return max(spread, sums) if needed and loads_are_wide(vector, vector.k_stride) else sums
     # A thread that loads one element has its column to itself: no sums to exchange.
     return sums if loads_are_wide(matrix, matrix.row_stride, matrix.k_stride) else 0
@@ -72,11 +72,9 @@ def gemm_shared_memory(problem: Problem, choice: Choice) -> int:
     c_tile = c_tile_bytes(problem, choice)
     if kind == "misaligned 16-bit":
         return max(misaligned_ring(problem, choice, a_tile, b_tile), c_tile)
-    # fp32 is rounded in registers on the way, after which wgmma wants its B tile back.
     wgmma = uses_wgmma(problem, tile)
-    rounded = kind in FP32_KINDS
-    buffers = ring_buffers(tile, wgmma and not rounded)
-    ring = (a_tile + b_tile) * buffers + (b_tile if wgmma and rounded else 0)
+    buffers = ring_buffers(tile, wgmma)
+    ring = (a_tile + b_tile) * buffers
     if kind == "16-bit" and not wgmma and not a_is_k_major(problem, choice):
         # Triton transposes this A in registers: it has one buffer, however many stages there are.
         ring -= a_tile * (buffers - 1)
@@ -126,15 +124,3 @@ def c_tile_bytes(problem: Problem, choice: Choice) -> int:
     else:
         parts = 2 if aligned and tile.block_n >= 32 * tile.num_warps else 1
     return tile.block_m * tile.block_n * itemsize // parts
-
-
-def loads_are_wide(operand: Operand, neighbours: int, pitch: int = 0) -> bool:
-    """Whether Triton loads several neighbours at once. Of integers it knows if 16 divides them.
-
-    Args:
-        neighbours: their stride.
-        pitch: the other stride, if there is one.
-    """
-    known = pitch % 16 == 0 and operand.batch_stride % 16 == 0
-    aligned = operand.pointer_alignment == COPY_BYTES
-    return neighbours == 1 and aligned and (known or operand.shifted)

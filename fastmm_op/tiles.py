@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastmm_op.problem import Operand, Problem, is_aligned
+from fastmm_op.problem import Operand, Problem, is_aligned, loads_are_wide
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ TILES = {
         Tile("gemm", 16, 32, 128, 4, 4, 0.08),
     ),
     # wgmma wants B in shared memory, so rounding to TF32 would take it there twice. Two warps, or
-    # 32 rows at most, keep the compiler on mma.sync, which is faster here
+    # 32 rows at most, keep the compiler on mma.sync (uses_wgmma), which is faster here
     # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt).
     ("sm_90", "tf32"): (
         Tile("gemm", 64, 128, 32, 2, 3, 1.00),
@@ -203,7 +203,9 @@ def gemv_matrix(problem: Problem) -> Operand:
 def gemv_tile(problem: Problem) -> Tile:
     matrix, kind = gemv_matrix(problem), "fp32"
     if problem.dtype != "fp32":
-        kind = "16-bit" if is_aligned(matrix, problem.dtype) else "misaligned 16-bit"
+        strides = matrix.k_stride, matrix.row_stride
+        wide = loads_are_wide(matrix, *(strides if matrix.k_major else strides[::-1]))
+        kind = "16-bit" if wide else "misaligned 16-bit"
     return GEMV_TILES[matrix.k_major, kind]
 
 

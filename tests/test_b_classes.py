@@ -91,7 +91,7 @@ def test_skinny_misaligned_products_take_them(m, layout, dtype, precision, arch)
     plan = make_plan(p)
     assert plan.choice.b_classes == (4 if dtype == "fp32" else 8)
     may_pack = m > 1 and layout == "NN"
-    assert plan.choice.pack_a <= may_pack
+    assert may_pack or not plan.choice.pack_a
     if may_pack and (dtype != "fp32" or arch == "sm_90"):
         assert plan.strategy.startswith("mixed+classes")
     others = [estimate(p, c) for c in choices(p) if c.b_classes == 1]

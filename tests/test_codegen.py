@@ -237,6 +237,19 @@ def test_the_suite_on_the_4090(precision) -> None:
                 assert command.count_scalar_loads(found.main_loop) == 0
 
 
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+def test_tiles_of_two_warps_do_not_spill(layout) -> None:
+    """TF32 that is read as it is, of every layout that the planner gives them."""
+    p = problem_of(
+        512, 2048, 512, batch=1, dtype="fp32", layout=layout, precision="tf32", arch=ARCHES["sm_90"]
+    )
+    found = {c.tile: c for c in choices(p) if not c.pack_a and c.tile.num_warps == 2}
+    assert len(found) == (4 if layout[0] == "N" else 2)
+    for choice in found.values():
+        (step,) = (s for s in write_plan(p, choice).launches if s.kernel == "gemm")
+        assert compiled(p, step)[0].spills == 0, choice
+
+
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_what_packing_reads_for_the_last_time_may_leave_l2(arch) -> None:
     """On Ada; not the first of two readings, nor what was packed."""

@@ -145,7 +145,7 @@ def test_allocation_is_pytorchs_private_one() -> None:
     assert compat.empty_strided_cuda is guards._empty_strided_cuda
 
 
-def test_exporting_is_not_compiling(x) -> None:
+def test_exporting_is_not_compiling() -> None:
     seen = []
 
     class Looks(torch.nn.Module):

@@ -141,6 +141,8 @@ def test_small_and_thin_products_are_left_alone() -> None:
     assert decide.decide(problem(8, 4097, 11009), ALONE).take, "cuBLAS reads it by element"
     assert decide.decide(problem(8, 4096, 11008, "fp32", "NT", "fp32"), ALONE).take
     assert "memory traffic" in decide.decide(problem(8, 4096, 11008, "fp32"), ALONE).why, "in TF32"
+    cached = problem(8, 1024, 1024, "fp32", "NT", "fp32")
+    assert "memory traffic" in decide.decide(cached, ALONE).why, "nobody has measured it"
     assert "a size is zero" in decide.decide(problem(0, 5, 5), ALONE).why
 
 

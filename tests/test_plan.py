@@ -458,16 +458,20 @@ def test_slabs_cover_a_long_k(m, k, n, lengths, arch) -> None:
 def test_few_tiles_in_tf32_have_short_chains(arch) -> None:
     """Truncated sums of one sign lose more than cuBLAS's, which are as short there."""
 
-    def longest(*args, **kwargs) -> int:
+    def longest(*args, packed=True, **kwargs) -> int:
         return max(
             -(-args[1] // (choice.split * choice.slabs))
             for choice in choices(problem(*args, arch=arch, **kwargs))
-            if choice.pack_a
+            if choice.pack_a is packed
         )
 
     assert longest(509, 4095, 511) <= 512
     assert longest(509, 4095, 511, layout="NT") <= 512
     assert longest(256, 524288, 256) <= 1024
+    # What is read as it is goes no further than cuBLAS, which shares each tile among all SMs.
+    assert longest(508, 1024, 512, packed=False) <= 512
+    assert longest(509, 4095, 511, packed=False) <= 512
+    assert longest(256, 524288, 256, packed=False) <= 524288 * 4 / ARCHES[arch].sms + 1
     # Neither many tiles, nor a short K, nor sums that are promoted.
     assert longest(2048, 4095, 2048) == 4095
     assert longest(509, 1024, 511) <= 512

@@ -1,5 +1,7 @@
 """fp32 operands split in registers: three TF32 products, or IEEE's where those are no numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from cases import specials
 from fastmm_op import launch
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
-from fastmm_op.kernels import gemm
+from fastmm_op.kernels import tf32
 from fastmm_op.launches import Plan
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Problem, problem_of
@@ -120,6 +122,22 @@ def test_numbers_too_large_to_split(arch, device) -> None:
 
 
 @kernels
+def test_what_lies_beside_b_is_no_reason(arch, device) -> None:
+    """A class is read from before its rows; what is there must not decide how C is computed."""
+    a, wide = torch.randn(M, K + 1, device=device), torch.zeros(K + 1, N + 3, device=device)
+    b = wide[:, : N + 1]
+    b.copy_(torch.randn(K + 1, N + 1))
+    p = problem(arch, k=K + 1, n=N + 1)
+    p = replace(p, b=replace(p.b, k_stride=N + 3))
+    for choice in split_choices(p):
+        expected = run(p, choice, a, b)
+        wide[:, N + 1 :] = torch.nan
+        assert torch.equal(run(p, choice, a, b), expected), choice
+        wide[:, N + 1 :] = 0
+        assert_accurate(expected, a, b, "fp32", str(choice))
+
+
+@kernels
 @pytest.mark.parametrize("name", specials(5, 5, 5))
 def test_inf_and_nan(name, arch, device) -> None:
     p = problem(arch)
@@ -160,7 +178,7 @@ def test_where_operands_are_split(arch) -> None:
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("arch", SPLIT_ARCHES)
-@pytest.mark.parametrize("layout", ["NN", "NT"])
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 def test_code(layout, arch) -> None:
     """On the tensor core, by wide copies, not contracted; and IEEE's products beside it."""
     from fastmm_op.codegen import compile_launch, resources
@@ -190,7 +208,7 @@ def test_the_splitting_itself(device, arch) -> None:
     @triton.jit
     def split(x_ptr, hi_ptr, lo_ptr, N: tl.constexpr):
         at = tl.arange(0, N)
-        hi, lo = gemm.split_in_tf32(tl.load(x_ptr + at))
+        hi, lo = tf32.split_in_tf32(tl.load(x_ptr + at))
         tl.store(hi_ptr + at, hi)
         tl.store(lo_ptr + at, lo)
 
@@ -199,6 +217,6 @@ def test_the_splitting_itself(device, arch) -> None:
     split[(1,)](x, hi, lo, 1024)
     lo = (lo.view(torch.int32) & ~0x1FFF).view(torch.float32)
     assert (hi.view(torch.int32) & 0x1FFF == 0).all()
-    scaled = x.double() * gemm.SPLIT_SCALE.value
+    scaled = x.double() * tf32.SPLIT_SCALE.value
     assert ((hi.double() + lo.double() - scaled).abs() <= scaled.abs() * 2.0**-23).all()
     assert ((hi.double() - scaled).abs() <= scaled.abs() * 2.0**-11).all()

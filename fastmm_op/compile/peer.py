@@ -40,8 +40,8 @@ RATES = {
     "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
     # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours. Few rows of
-    # fp32 take 98-144 us for 180 MB; in TF32, TN takes 1.5 times as long as NN
-    # (study_2026-11-25_split.txt).
+    # fp32 take 98-144 us for 180 MB; in TF32, TN takes 1.2 to 2.1 times as
+    # long as NN, mostly 1.5 (study_2026-11-25_split.txt).
     "sm_90": Rates(
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
@@ -55,7 +55,7 @@ RATES = {
 TILE, TF32_TILE = (128, 128), (128, 256)
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
-# The same where a product of a few rows reads elements one by one: 16-bit ones (85-160 us for
+# As BANDWIDTH, where a product of a few rows reads elements one by one: 16-bit ones (85-160 us for
 # 90 MB) and those of TF32 (79-88 us for 180 MB).
 BANDWIDTH_BY_ELEMENT = {"half": 0.25, "tf32": 0.54}
 # What the shorter of arithmetic and memory traffic adds to the longer.
@@ -144,13 +144,20 @@ def memory_bound(problem: Problem) -> bool:
 
 def bandwidth_share(problem: Problem) -> float:
     """What cuBLAS reaches of a large copy's bandwidth. Less beside A's 2 to FEW_ROWS rows."""
-    if not 1 < problem.M <= FEW_ROWS:
-        return BANDWIDTH
     what = kind(problem)
+    # Of fp32 this was measured of matrices that come from memory.
+    measured = what == "half" or (problem.batch == 1 and traffic(problem) > problem.arch.l2_bytes)
+    if not (measured and 1 < problem.M <= FEW_ROWS):
+        return BANDWIDTH
     if what == "fp32":
         return RATES[problem.arch.name].fp32_rows
     by_element = alignment(problem) == ITEMSIZE[problem.dtype]
     return BANDWIDTH_BY_ELEMENT[what] if by_element else BANDWIDTH
+
+
+def reads_slowly(problem: Problem) -> bool:
+    """Whether cuBLAS is far from the memory's bandwidth, so that there is something to gain."""
+    return bandwidth_share(problem) < BANDWIDTH
 
 
 def cublas_seconds(problem: Problem) -> float:

@@ -5,6 +5,7 @@ import triton.language as tl
 
 # Whether kernels of this process run in Triton's interpreter (TRITON_INTERPRET=1).
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INF = tl.constexpr(float("inf"))
 # Stands for the exponent of what has none; below every other one, also after sums with a few.
 NO_EXPONENT = tl.constexpr(-10000)
 

@@ -2,8 +2,8 @@
 
 One kernel serves both roads to the tensor cores:
 
-- *packed* operands (kernels/pack.py): K-major, aligned, padded. EVEN_K and SCALED; no mask in the
-  main loop, 16-byte copies only. Of two PARTS, three products are summed.
+- *packed* operands (kernels/pack.py), both of them: K-major, aligned, padded. EVEN_K and SCALED; no
+  mask in the main loop, 16-byte copies only. Of two PARTS, three products are summed.
 - *direct* operands: the caller's own tensors with any strides. fp32 is rounded to TF32 in registers
   (the tensor core itself would truncate), or split there into two numbers of TF32, of whose
   products three are summed (DOT "tf32x3"). The K tail is masked in a step of its own, because a
@@ -21,83 +21,14 @@ import triton
 import triton.language as tl
 
 from fastmm_op.kernels.common import (
+    INF,
     INTERPRETED,
     class_size,
     scale_by_exponents,
     tile_coordinates,
 )
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual, store_finished
-
-# Halfway between the largest number of TF32 and Inf.
-LARGEST_ROUNDED = tl.constexpr(2.0**128 - 2.0**116)
-INF = tl.constexpr(float("inf"))
-# By so much numbers are multiplied before they are split: the last bit of fp32's smallest one is
-# then a number of TF32, whose smallest is 2**-136.
-SPLIT_SCALE = tl.constexpr(2.0**13)
-
-
-@triton.jit
-def add_half_of_tf32(x):
-    """fp32 that is x rounded to TF32, ties away from zero, once the 13 lowest bits are dropped.
-
-    The tensor core drops them. What would round up to Inf is left as it is, and so finite. An fma
-    that rounds towards zero returns every number as it was, and every NaN as one that survives.
-    TF32's smallest number is 2**-136: what is below half of that becomes zero.
-    """
-    return tl.inline_asm_elementwise(
-        """
-        {
-            .reg .f32 magnitude;
-            .reg .pred rounds;
-            fma.rz.f32 $0, $1, 0f33000000, $1;
-            abs.f32 magnitude, $0;
-            setp.lt.f32 rounds, magnitude, 0f7F7FF000;
-            @rounds add.s32 $0, $0, 0x1000;
-        }
-        """,
-        "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def round_to_tf32(x):
-    """The same rounding where no tensor core drops the bits, and without assembly: in integers."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounds = tl.abs(x) < LARGEST_ROUNDED
-    bits = tl.where(rounds, bits + 0x1000, bits) & ~0x1FFF
-    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
-def split_in_tf32(x):
-    """hi + lo = x * SPLIT_SCALE to 23 bits, once the 13 lowest bits of lo are dropped.
-
-    Veltkamp's splitting: hi is rounded to nearest, so that the product of two lo, which nobody
-    adds, has either sign. Where 2**26 * x is no finite fp32, hi is not finite either; lo may then
-    be anything. In assembly, for a compiler that contracts the differences would undo it.
-    """
-    if INTERPRETED:
-        scaled = x * SPLIT_SCALE
-        large = scaled * (2.0**13 + 1)
-        hi = large - (large - scaled)
-        bits = (scaled - hi).to(tl.int32, bitcast=True) + 0x1000
-        lo = (bits & ~0x1FFF).to(tl.float32, bitcast=True)
-    else:
-        hi, lo = tl.inline_asm_elementwise(
-            """
-            {
-                .reg .f32 large, rest, negative;
-                mul.rn.f32 large, $2, 0f4C800400;
-                fma.rn.f32 rest, $2, 0fC6000000, large;
-                sub.rn.f32 $0, large, rest;
-                neg.f32 negative, $0;
-                fma.rn.f32 $1, $2, 0f46000000, negative;
-                add.s32 $1, $1, 0x1000;
-            }
-            """,
-            "=r,=r,r", [x], dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
-        )  # fmt: skip
-    return hi, lo
+from fastmm_op.kernels.tf32 import SPLIT_SCALE, add_half_of_tf32, round_to_tf32, split_in_tf32
 
 
 @triton.jit
@@ -119,7 +50,7 @@ def load_tail(ptrs, mask_k, K_MAJOR: tl.constexpr):
 
 @triton.jit
 def multiply_split(a, b, acc, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr):
-    """acc + A @ B^T of fp32 tiles, as multiply_parts has it of packed ones."""
+    """acc + A @ B^T * SPLIT_SCALE**2 of fp32 tiles, as multiply_parts has it of packed ones."""
     if not A_K_MAJOR:
         a = tl.trans(a)
     if B_K_MAJOR:
@@ -267,8 +198,11 @@ def gemm_kernel(
 
     EVEN_K: K is a multiple of BLOCK_K. CLAMP: rows past the end may not be read; without it, the
     operands' buffers reach that far. PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
-    WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so many elements
-    may be copied at once; Triton itself learns of an integer only whether 16 divides it.
+    ROUND: fp32 is rounded to TF32. DOT: "tf32" for the tensor core, of 16-bit operands too; "ieee";
+    or "tf32x3", fp32 split into two numbers of TF32, with IEEE's products for tiles whose sums are
+    not finite. WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so
+    many elements may be copied at once; Triton itself learns of an integer only whether 16 divides
+    it.
     B_SHIFTED: batch items are classes of the rows of one B, of rows_total in all, and start less
     than B_ALIGN elements behind addresses that B_ALIGN divides. Where B's rows lie along K, a tile
     then has columns before C's first or after its last, of which nothing is stored.
@@ -337,7 +271,9 @@ def gemm_kernel(
         SHIFTED_K, ROUND, DOT,
     )  # fmt: skip
     if DOT == "tf32x3":
-        finite = (tl.abs(acc) < INF) | ~mask_n[None, :]
+        # What lies beside B's rows is no reason.
+        counts = mask_n & (offs_n >= shift - first_n) if SHIFTED_N else mask_n
+        finite = (tl.abs(acc) < INF) | ~counts[None, :]
         acc *= 1 / (SPLIT_SCALE * SPLIT_SCALE)
         if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
             acc = sum_products(

@@ -1,4 +1,4 @@
-"""Packing: any strides in, an aligned K-major 16-bit copy out.
+"""Packing: any strides in, an aligned K-major copy out, of 16 bits but for one case.
 
 Both operands are seen as (rows, K): A by its rows m, B by its columns n. A packed operand is a
 (batch * R, PARTS * pitch) buffer whose rows are K-contiguous, whose pitch is a multiple of 64
@@ -14,7 +14,8 @@ they lack, rounded (lo); together 22 bits. The product is hi*hi + hi*lo + lo*hi.
 in lo, and hi is +-1 there: each then meets the other operand's hi only, which is zero where that
 operand is, and has its sign, so that the sum is what IEEE arithmetic makes it.
 
-16-bit inputs are copied as they are.
+16-bit inputs are copied as they are, and so are A's few rows of fp32 beside a B that is read by
+classes (kernels/gemm.py).
 
 Batch items may be slabs of one K, each scaled by itself. K_total, batch * K otherwise, then says
 where the last of them ends. Or they share one K_total by turns (INTERLEAVED), to be multiplied with
@@ -29,6 +30,7 @@ import triton
 import triton.language as tl
 
 from fastmm_op.kernels.common import (
+    INF,
     NO_EXPONENT,
     class_size,
     exponent_of,
@@ -37,7 +39,6 @@ from fastmm_op.kernels.common import (
     power_of_two,
 )
 
-INF = tl.constexpr(float("inf"))
 FP16_TINY = tl.constexpr(2.0**-24)
 
 
