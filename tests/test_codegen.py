@@ -114,7 +114,7 @@ def test_strides_of_16_bytes_only(layout, dtype) -> None:
     size = 1024 + (4 if dtype == "fp32" else 8)
     k, n = (1024, size) if layout == "NN" else (size, 1024)
     p = problem_of(
-        512, k, n, batch=1, dtype=dtype, layout=layout, precision="tf32", arch=ARCHES["sm_89"]
+        2048, k, n, batch=1, dtype=dtype, layout=layout, precision="tf32", arch=ARCHES["sm_89"]
     )
     found, _ = compiled(p, best(p, pack=False)["gemm"])
     assert set(command.copies_by_width(found.main_loop)) == {16}
@@ -239,7 +239,9 @@ def test_the_suite_on_the_4090(precision) -> None:
 
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 def test_tiles_of_two_warps_do_not_spill(layout) -> None:
-    """TF32 that is read as it is, of every layout that the planner gives them."""
+    """In the main loop, of every layout that the planner gives them."""
+    from fastmm_op.codegen import compile_launch, resources
+
     p = problem_of(
         512, 2048, 512, batch=1, dtype="fp32", layout=layout, precision="tf32", arch=ARCHES["sm_90"]
     )
@@ -247,7 +249,8 @@ def test_tiles_of_two_warps_do_not_spill(layout) -> None:
     assert len(found) == (4 if layout[0] == "N" else 2)
     for choice in found.values():
         (step,) = (s for s in write_plan(p, choice).launches if s.kernel == "gemm")
-        assert compiled(p, step)[0].spills == 0, choice
+        loop = resources(compile_launch(p, step)).main_loop
+        assert not any(name.startswith(("LDL", "STL")) for name in loop), choice
 
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
