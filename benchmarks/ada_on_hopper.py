@@ -152,7 +152,7 @@ def predict(entry: dict, problem, sms: int) -> dict:
 def predict_again(results: dict, argv: list[str]) -> dict:
     """Results with today's model in place of the one they were written with.
 
-    Cases that are planned otherwise by now stay as they are.
+    Cases that are planned otherwise by now stay as they are, and so does the seed-style kernel.
     """
     from fastmm_op import machine
     from fastmm_op.arch import ARCHES
@@ -165,8 +165,8 @@ def predict_again(results: dict, argv: list[str]) -> dict:
         planned = [step.kernel for step in make_plan(problem).launches]
         same = planned == [kernel["kernel"] for kernel in row.get("kernels", ())]
         rows.append(predict(row, problem, H200.sms) if same else row)
-    of_times = results["env"]["times"]
-    env = of_times | written_by(argv) | {"triton": machine.versions()["triton"]}
+    versions = machine.versions()
+    env = written_by(argv) | {name: versions[name] for name in ("torch", "triton")}
     return results | {"rows": rows, "env": results["env"] | {"model": env}}
 
 
@@ -285,7 +285,8 @@ def earlier(path: Path, commit: str) -> dict:
     found = json.loads(path.read_text()) if path.exists() else nothing()
     if "export" not in found:  # of an older form
         return nothing()
-    same = all(env["commit"] == commit for env in found["env"].values())
+    runs = [env for part, env in found["env"].items() if part != "model"]  # which needs no card
+    same = all(env["commit"] == commit for env in runs)
     return found if same else nothing()
 
 

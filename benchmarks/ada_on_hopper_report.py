@@ -30,13 +30,14 @@ def markdown(results: dict) -> str:
     verdict = "no case ran"
     if found:
         verdict = "met" if found["calls"] < TARGET else "MISSED"
-    gpu = next((env["gpu"] for env in results["env"].values()), "no card")
+    gpu = next((env["gpu"] for env in results["env"].values() if "gpu" in env), "no card")
     lines = [
         f"# The RTX 4090's kernels on {gpu}",
         "",
         *(
             f"- {part}: `{env['command']}`, {env['date']}, commit `{env['commit'][:12]}`, torch "
-            f"{env['torch']}, Triton {env['triton']}, driver {env['driver']}."
+            f"{env['torch']}, Triton {env['triton']}"
+            + (f", driver {env['driver']}." if "driver" in env else ", no card.")
             + (f" Note: {env['note']}." if "note" in env else "")
             for part, env in results["env"].items()
         ),

@@ -201,6 +201,7 @@ def gemv_matrix(problem: Problem) -> Operand:
 
 
 def gemv_tile(problem: Problem) -> Tile:
+    """The tile for a one-wide product's matrix, by how many of its elements a load takes."""
     matrix, kind = gemv_matrix(problem), "fp32"
     if problem.dtype != "fp32":
         strides = matrix.k_stride, matrix.row_stride
