@@ -129,16 +129,22 @@ def measure(case, device, timer) -> dict:
     for step, kernel in zip(plan.launches, started, strict=True):
         us = timer(lambda kernel=kernel: kernel(addresses, stream), 0.2).us
         entry["kernels"].append({"kernel": step.kernel, "us": us})
-    return predict(entry, problem, sms_of(device))
+    return predict(entry, problem, torch.cuda.get_device_name(device))
 
 
-def predict(entry: dict, problem, sms: int) -> dict:
+def machine_at(gpu: str, sms: int, clock_mhz: float):
+    """The model of a Hopper card by its name, at a clock it ran at; unknown cards are an H200's."""
+    from fastmm_op.bench.gpu_model import H200, MACHINES
+
+    return replace(MACHINES.get(gpu, H200), sms=sms, clock=1e6 * clock_mhz)
+
+
+def predict(entry: dict, problem, gpu: str) -> dict:
     """What was measured of a case, with the model's times beside it, at the clock it ran at."""
-    from fastmm_op.bench.gpu_model import H200
     from fastmm_op.bench.predict import compiled, forecast, run
     from fastmm_op.plan import make_plan
 
-    card = replace(H200, sms=sms, clock=1e6 * entry["clock_mhz"])
+    card = machine_at(gpu, problem.arch.sms, entry["clock_mhz"])
     plan = make_plan(problem)
     kernels = []
     for step, kernel in zip(plan.launches, entry["kernels"], strict=True):
@@ -155,16 +161,16 @@ def predict_again(results: dict, argv: list[str]) -> dict:
     Cases that are planned otherwise by now stay as they are, and so does the seed-style kernel.
     """
     from fastmm_op import machine
-    from fastmm_op.arch import ARCHES
+    from fastmm_op.arch import ARCHES, resized
     from fastmm_op.bench.gpu_model import H200
     from fastmm_op.plan import make_plan
 
-    cases, rows = suite(), []
+    cases, rows, gpu = suite(), [], results["env"]["times"]["gpu"]
     for row in results["rows"]:
-        problem = cases[row["case"]].problem(replace(ARCHES["sm_89"], sms=H200.sms))
+        problem = cases[row["case"]].problem(resized(ARCHES["sm_89"], H200.sms))
         planned = [step.kernel for step in make_plan(problem).launches]
         same = planned == [kernel["kernel"] for kernel in row.get("kernels", ())]
-        rows.append(predict(row, problem, H200.sms) if same else row)
+        rows.append(predict(row, problem, gpu) if same else row)
     versions = machine.versions()
     env = written_by(argv) | {name: versions[name] for name in ("torch", "triton")}
     return results | {"rows": rows, "env": results["env"] | {"model": env}}
@@ -172,17 +178,19 @@ def predict_again(results: dict, argv: list[str]) -> dict:
 
 def seed_style(device, timer) -> dict:
     """A kernel like the seed's, by its own code for sm_89: checked as far as it is meant to be."""
+    import torch
+
     from benchmarks.sm_clock import sm_clock
     from fastmm_op import launch
-    from fastmm_op.bench.gpu_model import H200
     from fastmm_op.bench.predict_seed_style import forecast_seed_style
     from fastmm_op.bench.seed_style import seed_style_matmul
 
     case = suite()[CASES[0]]
     a, b = case.inputs(device)
     clock = sm_clock(device, lambda: seed_style_matmul(a, b))
-    card = replace(H200, sms=sms_of(device), clock=clock)
-    found = forecast_seed_style(case.problem(launch.device_arch(device.index)), card)
+    arch = launch.device_arch(device.index)
+    card = machine_at(torch.cuda.get_device_name(device), arch.sms, clock / 1e6)
+    found = forecast_seed_style(case.problem(arch), card)
     us = timer(lambda: seed_style_matmul(a, b), 0.3).us
     return {"us": us, "predicted_us": 1e6 * found.seconds, "clock_mhz": clock / 1e6}
 
@@ -227,12 +235,6 @@ def suite() -> dict:
     from fastmm_op.bench.cases import load_cases
 
     return {case.name: case for case in load_cases()}
-
-
-def sms_of(device) -> int:
-    import torch
-
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def time_cases(results: dict, save: Callable[[], object]) -> None:

@@ -79,6 +79,8 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument("--residual", action="store_true", help="of linear: one is added")
     command.add_argument("--arch", choices=tuple(ARCHES), help="default: this GPU's, or sm_89")
     command.add_argument("--sms", type=positive, help="multiprocessors, if not the usual number")
+    bandwidth = "of a large copy, if not the usual: what is read and written, GB a second"
+    command.add_argument("--bandwidth", type=positive, metavar="GB", help=bandwidth)
 
 
 def add_search(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,21 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a driver says of one card.
+
+    Attributes:
+        capability: CUDA's compute capability, (major, minor).
+        sms: multiprocessors.
+        memory_peak: bytes a second of the memory's pins; None if the driver does not say.
+    """
+
+    capability: tuple[int, int]
+    sms: int
+    memory_peak: float | None = None
+
+
+@dataclass(frozen=True)
 class Arch:
     """One GPU architecture as the planner sees it.
 
@@ -18,6 +33,8 @@ class Arch:
         threads_per_sm: threads that one SM holds.
         wgmma: the tensor core reads both operands from shared memory (Hopper).
         tma: the bulk tensor copy engine is there (Hopper).
+        memory_peak: bytes a second of the memory's pins, by its clock and width, of the card that
+            the rates are of.
         bandwidth: bytes a second of a large device-to-device copy, read plus written.
         fp16_flops: FLOP a second of fp16 or bf16 products, fp32 accumulators.
         tf32_flops: FLOP a second of TF32 products read directly from fp32 operands.
@@ -38,6 +55,7 @@ class Arch:
     threads_per_sm: int
     wgmma: bool
     tma: bool
+    memory_peak: float
     bandwidth: float
     fp16_flops: float
     tf32_flops: float
@@ -60,6 +78,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=False,
         tma=False,
+        memory_peak=1.555e12,
         bandwidth=1.5e12,
         fp16_flops=240e12,
         tf32_flops=90e12,
@@ -77,6 +96,7 @@ ARCHES = {
         threads_per_sm=1536,
         wgmma=False,
         tma=False,
+        memory_peak=1.008e12,
         bandwidth=0.92e12,
         fp16_flops=150e12,
         tf32_flops=70e12,
@@ -94,6 +114,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=True,
         tma=True,
+        memory_peak=4.917e12,
         bandwidth=4.2e12,
         fp16_flops=700e12,
         tf32_flops=150e12,
@@ -106,19 +127,35 @@ ARCHES = {
 }
 
 
-def arch_for(capability: tuple[int, int], sms: int) -> Arch | None:
-    """The architecture entry for a CUDA compute capability, or None where nothing here runs.
+def arch_for(card: Card) -> Arch | None:
+    """The architecture entry for a card, or None where nothing here runs.
+
+    Of the measured card's rates another has a share: of the arithmetic by its SMs, of the bandwidth
+    by its memory's peak. Cards newer than Hopper get sm_89's plans: plain Triton, within 99 KB of
+    shared memory.
+    """
+    if card.capability < (8, 0):
+        return None
+    arch = ARCHES[{(8, 0): "sm_80", (9, 0): "sm_90"}.get(card.capability, "sm_89")]
+    bandwidth = arch.bandwidth * (card.memory_peak or arch.memory_peak) / arch.memory_peak
+    return resized(arch, card.sms, bandwidth)
+
+
+def resized(arch: Arch, sms: int | None = None, bandwidth: float | None = None) -> Arch:
+    """An architecture with another number of SMs, and arithmetic in proportion; and bandwidth.
 
     Args:
-        capability: (major, minor), as ``torch.cuda.get_device_capability`` gives it.
-        sms: the card's own number of multiprocessors.
-
-    Cards newer than Hopper get sm_89's plans: plain Triton, within 99 KB of shared memory.
+        bandwidth: bytes a second, kept to a whole GB a second: what a command line can repeat.
     """
-    if capability < (8, 0):
-        return None
-    name = {(8, 0): "sm_80", (9, 0): "sm_90"}.get(capability, "sm_89")
-    return replace(ARCHES[name], sms=sms)
+    share = (sms or arch.sms) / arch.sms
+    return replace(
+        arch,
+        sms=sms or arch.sms,
+        bandwidth=round((bandwidth or arch.bandwidth) / 1e9) * 1e9,
+        fp16_flops=arch.fp16_flops * share,
+        tf32_flops=arch.tf32_flops * share,
+        fp32_flops=arch.fp32_flops * share,
+    )
 
 
 def occupancy(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastmm_op import aten, cache, contract
 from fastmm_op.arch import ARCHES, Arch
+from fastmm_op.card import card_of
 from fastmm_op.compat import current_device, current_raw_stream, empty_strided_cuda
 from fastmm_op.kernels import balance, gemm, gemv, pack, reduce_tail
 from fastmm_op.kernels.common import INTERPRETED
@@ -56,8 +57,7 @@ def device_arch(index: int) -> Arch | None:
     """The planner's entry for CUDA device ``index``; None if nothing here runs on it."""
     if INTERPRETED:
         return INTERPRETED_ARCH
-    sms = torch.cuda.get_device_properties(index).multi_processor_count
-    arch = planned_arch(torch.cuda.get_device_capability(index), sms)
+    arch = planned_arch(card_of(index))
     return arch and replace(arch, tma=arch.tma and "gemm_hopper" in KERNELS)
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from fastmm_op.card import card_of
 from fastmm_op.planned import planned_arch
 
 
@@ -49,14 +50,14 @@ def gpus() -> list[dict[str, object]]:
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        capability = torch.cuda.get_device_capability(index)
-        arch = planned_arch(capability, properties.multi_processor_count)
+        card = card_of(index)
+        arch = planned_arch(card)
         found.append(
             {
                 "device": f"cuda:{index}",
                 "name": properties.name,
-                "capability": f"{capability[0]}.{capability[1]}",
-                "sms": properties.multi_processor_count,
+                "capability": "{}.{}".format(*card.capability),
+                "sms": card.sms,
                 "memory_gib": round(properties.total_memory / 2**30, 1),
                 "plans": arch.name if arch else None,
             }

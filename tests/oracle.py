@@ -17,13 +17,13 @@ SUBNORMAL_STEP = 2.0**-149
 
 
 def exact(a: Tensor, b: Tensor) -> Tensor:
-    """The product in float64, on the CPU."""
-    return torch.matmul(a.detach().cpu().double(), b.detach().cpu().double())
+    """The product in float64, computed where the operands are, on the CPU."""
+    return torch.matmul(a.detach().double(), b.detach().double()).cpu()
 
 
 def tf32(x: Tensor) -> Tensor:
-    """float32 rounded to TF32, as float64 on the CPU."""
-    return round_to_tf32(x.detach().cpu()).double()
+    """float32 rounded to TF32, as float64."""
+    return round_to_tf32(x.detach()).double()
 
 
 def norm(x: Tensor) -> float:
@@ -79,7 +79,7 @@ def rounding_error(a: Tensor, b: Tensor, precision: str, want: Tensor) -> Tensor
     if a.dtype is not torch.float32:
         return 1.1 * (want.to(a.dtype).double() - want)
     if precision == "tf32":
-        return 1.1 * (torch.matmul(tf32(a), tf32(b)) - want)
+        return 1.1 * (exact(tf32(a), tf32(b)) - want)
     return 2 * (torch.matmul(a.detach().cpu(), b.detach().cpu()).double() - want)
 
 

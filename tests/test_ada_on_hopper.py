@@ -22,11 +22,12 @@ from pathlib import Path
 from benchmarks import ada_on_hopper
 ada_on_hopper.prepare(Path(sys.argv[1]))
 from triton.backends.nvidia.driver import CudaDriver
+from fastmm_op.arch import Card
 from fastmm_op.planned import planned_arch
 from fastmm_op.bench.cases import Case
 from fastmm_op.codegen import compile_launch, run_tool
 from fastmm_op.plan import make_plan
-arch = planned_arch((9, 0), 132)
+arch = planned_arch(Card((9, 0), 132))
 problem = Case("seed", 8205, 2949, 5921, "fp32", "tf32").problem(arch)
 kernel = compile_launch(problem, make_plan(problem).launches[-1])
 cubin = Path(sys.argv[1]) / "gemm.cubin"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton", reason="the model reads what Triton compiles")
 
 from benchmarks import model_4090
-from fastmm_op.arch import ARCHES
+from fastmm_op.arch import ARCHES, resized
 from fastmm_op.bench import gpu_model
 from fastmm_op.bench.cases import Case, load_cases
 from fastmm_op.bench.gpu_model import H200, RTX_4090, Kernel, Work, combined, pipes, predict
@@ -374,8 +374,8 @@ def test_packing_by_the_4090s_kernels_on_the_h200_as_recorded() -> None:
     # What is recorded is what the model says now.
     cases = {case.name: case for case in load_cases()}
     for row in rows[:2]:
-        problem = cases[row["case"]].problem(replace(ARCHES["sm_89"], sms=H200.sms))
-        again = predict(row, problem, H200.sms)
+        problem = cases[row["case"]].problem(resized(ARCHES["sm_89"], H200.sms))
+        again = predict(row, problem, H200.name)
         assert again["predicted_us"] == pytest.approx(row["predicted_us"], rel=0.02)
 
 

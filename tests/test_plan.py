@@ -9,7 +9,7 @@ import expecttest
 import pytest
 
 import fastmm_op.plan as plan_module
-from fastmm_op.arch import ARCHES, arch_for
+from fastmm_op.arch import ARCHES, Card, arch_for, resized
 from fastmm_op.choices import choices, slabs_as_batch
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
@@ -512,32 +512,46 @@ def test_wide_offsets(shape, pitch, wide, dtype) -> None:
 
 
 def test_architectures() -> None:
-    assert arch_for((7, 5), 40) is None
+    assert arch_for(Card((7, 5), 40)) is None
     expected = {(8, 0): "sm_80", (8, 6): "sm_89", (8, 9): "sm_89", (9, 0): "sm_90"}
     expected |= {(10, 0): "sm_89", (12, 0): "sm_89"}
     for capability, name in expected.items():
-        arch = arch_for(capability, 77)
+        arch = arch_for(Card(capability, 77))
         assert (arch.name, arch.sms) == (name, 77), capability
+
+
+def test_rates_of_another_card() -> None:
+    """Arithmetic by its SMs, bandwidth by its memory; a silent driver's memory is the usual one."""
+    hopper, ada = ARCHES["sm_90"], ARCHES["sm_89"]
+    assert arch_for(Card((9, 0), 132)) == hopper == arch_for(Card((9, 0), 132, hopper.memory_peak))
+    h100 = arch_for(Card((9, 0), 132, 2 * 2.619e9 * 5120 / 8))
+    assert h100 == resized(hopper, bandwidth=h100.bandwidth)
+    assert h100.bandwidth == pytest.approx(hopper.bandwidth * 3.352 / 4.917, abs=0.5e9)
+    half = arch_for(Card((8, 9), 64, ada.memory_peak))
+    rates = ("fp16_flops", "tf32_flops", "fp32_flops")
+    assert all(getattr(half, rate) == getattr(ada, rate) / 2 for rate in rates)
+    assert half == resized(ada, 64)
 
 
 def test_plans_of_another_card(monkeypatch) -> None:
     """FASTMM_ARCH: what a card is planned as, if it can run that."""
     monkeypatch.setenv("FASTMM_ARCH", "sm_89")
     for capability in ((8, 0), (8, 9), (9, 0), (12, 0)):
-        arch = planned_arch(capability, 77)
+        arch = planned_arch(Card(capability, 77))
         assert (arch.name, arch.sms) == ("sm_89", 77), capability
-    assert planned_arch((7, 5), 40) is None
+    assert planned_arch(Card((7, 5), 40)) is None
     monkeypatch.setenv("FASTMM_ARCH", "sm_80")
-    assert planned_arch((9, 0), 132).name == "sm_80"
+    assert planned_arch(Card((9, 0), 132)).name == "sm_80"
     for name, capability in (("sm_80", (8, 9)), ("sm_90", (8, 9)), ("sm_90", (8, 0))):
         monkeypatch.setenv("FASTMM_ARCH", name)
         with pytest.raises(ValueError, match=f"FASTMM_ARCH={name}: a card of .* cannot run"):
-            planned_arch(capability, 77)
+            planned_arch(Card(capability, 77))
     monkeypatch.setenv("FASTMM_ARCH", "ada")
     with pytest.raises(ValueError, match="must be one of sm_80, sm_89, sm_90, got 'ada'"):
-        planned_arch((8, 9), 77)
+        planned_arch(Card((8, 9), 77))
     monkeypatch.setenv("FASTMM_ARCH", "")
-    assert planned_arch((9, 0), 132) == arch_for((9, 0), 132)
+    h100 = Card((9, 0), 132, 3.352e12)
+    assert planned_arch(h100) == arch_for(h100)
 
 
 def outline(plan: Plan) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastmm_op import cache
-from fastmm_op.arch import ARCHES, Arch
+from fastmm_op.arch import ARCHES, Arch, resized
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, problem_of
@@ -133,8 +133,7 @@ def print_plan(problem: Problem, plan: Plan, tuned: cache.Entry | None, console:
 def chosen_problem(options: Namespace) -> Problem:
     """The Problem that parsed command line options describe."""
     arch = ARCHES[options.arch] if options.arch else default_arch()
-    if options.sms:
-        arch = replace(arch, sms=options.sms)
+    arch = resized(arch, options.sms, options.bandwidth and options.bandwidth * 1e9)
     problem = problem_of(
         *options.shape,
         batch=options.batch,
@@ -149,7 +148,7 @@ def chosen_problem(options: Namespace) -> Problem:
 
 def chosen_plan(options: Namespace, problem: Problem) -> tuple[Plan, cache.Entry | None]:
     """The plan that calls get, and what it rests on if it was tuned on this very card."""
-    elsewhere = options.arch or options.sms
+    elsewhere = options.arch or options.sms or options.bandwidth
     card = None if elsewhere else this_card()
     tuned = cache.lookup(problem, card) if card else None
     return (write_plan(problem, tuned.choice) if tuned else make_plan(problem)), tuned

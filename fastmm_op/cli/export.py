@@ -16,7 +16,10 @@ def command_of(problem: Problem, layout: str, autotune: bool) -> str:
     words = ["--shape", problem.M, problem.K, problem.N, "--dtype", problem.dtype]
     words += ["--layout", layout] if layout != "NN" else []
     words += ["--precision", problem.precision, "--arch", arch.name]
-    words += ["--sms", arch.sms] if arch.sms != ARCHES[arch.name].sms else []
+    usual = ARCHES[arch.name]
+    words += ["--sms", arch.sms] if arch.sms != usual.sms else []
+    other_memory = arch.bandwidth != usual.bandwidth
+    words += ["--bandwidth", round(arch.bandwidth / 1e9)] if other_memory else []
     words += ["--autotune"] if autotune else []
     return shlex.join(["python", "-m", "fastmm_op", "export", *map(str, words)])
 
