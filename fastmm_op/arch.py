@@ -33,6 +33,7 @@ class Arch:
         threads_per_sm: threads that one SM holds.
         wgmma: the tensor core reads both operands from shared memory (Hopper).
         tma: the bulk tensor copy engine is there (Hopper).
+        dependent_launch: kernels may start before those ahead of them have ended (Hopper).
         memory_peak: bytes a second of the memory's pins, by its clock and width, of the card that
             the rates are of.
         bandwidth: bytes a second of a large device-to-device copy, read plus written.
@@ -46,6 +47,7 @@ class Arch:
             the same bank of shared memory. 32x4096x11008 NT took 239 us where 95 were estimated
             without it (study_2026-11-25_tf32_tiles.txt); on sm_80 and sm_89 nobody has looked.
         launch_seconds: what one more kernel in a row costs on the device.
+        dependent_seconds: the same of one that may start before the one ahead of it has ended.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Arch:
     threads_per_sm: int
     wgmma: bool
     tma: bool
+    dependent_launch: bool
     memory_peak: float
     bandwidth: float
     fp16_flops: float
@@ -64,6 +67,7 @@ class Arch:
     splits_fp32: bool
     ieee_k_major: float
     launch_seconds: float
+    dependent_seconds: float
 
 
 # sm_90 rates are fitted to the H200's runs in benchmarks/results/NVIDIA_H200. Those of sm_80 and
@@ -78,6 +82,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=False,
         tma=False,
+        dependent_launch=False,
         memory_peak=1.555e12,
         bandwidth=1.5e12,
         fp16_flops=240e12,
@@ -87,6 +92,7 @@ ARCHES = {
         splits_fp32=True,
         ieee_k_major=1.0,
         launch_seconds=3e-6,
+        dependent_seconds=3e-6,
     ),
     "sm_89": Arch(
         name="sm_89",
@@ -96,6 +102,7 @@ ARCHES = {
         threads_per_sm=1536,
         wgmma=False,
         tma=False,
+        dependent_launch=False,
         memory_peak=1.008e12,
         bandwidth=0.92e12,
         fp16_flops=150e12,
@@ -105,6 +112,7 @@ ARCHES = {
         splits_fp32=False,
         ieee_k_major=1.0,
         launch_seconds=3e-6,
+        dependent_seconds=3e-6,
     ),
     "sm_90": Arch(
         name="sm_90",
@@ -114,6 +122,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=True,
         tma=True,
+        dependent_launch=True,
         memory_peak=4.917e12,
         bandwidth=4.2e12,
         fp16_flops=700e12,
@@ -123,6 +132,7 @@ ARCHES = {
         splits_fp32=True,
         ieee_k_major=0.35,
         launch_seconds=4e-6,
+        dependent_seconds=2.3e-6,
     ),
 }
 

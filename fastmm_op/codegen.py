@@ -14,7 +14,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from fastmm_op.arch import Arch, occupancy
-from fastmm_op.launch import KERNELS, gemm_hopper
+from fastmm_op.launch import KERNELS, gemm_hopper, launch_options
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, Problem
 
@@ -82,7 +82,7 @@ def compile_kernel(
     make_source = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
     source = make_source(function, signature, constants, attributes)
     capability = int(problem.arch.name.removeprefix("sm_"))
-    options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
+    options = launch_options(step)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -98,8 +98,11 @@ class ModelNew(nn.Module):
 
 
 def exported_problem(problem: Problem) -> Problem:
-    """The problem as the file's plan sees it: a card without the copy engine that Gluon drives."""
-    return replace(problem, arch=replace(problem.arch, tma=False))
+    """The problem as the file's plan sees it: a card without the copy engine that Gluon drives.
+
+    And without dependent launches: Triton's interpreter, which runs such files too, has none.
+    """
+    return replace(problem, arch=replace(problem.arch, tma=False, dependent_launch=False))
 
 
 def exported_choice(problem: Problem) -> Choice:

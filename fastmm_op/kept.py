@@ -12,7 +12,7 @@ operands at each call. A is packed by the same exponents.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fastmm_op.launches import Launch, Pointer, Workspace
+from fastmm_op.launches import Launch, Pointer, Workspace, chained
 from fastmm_op.packing import (
     BALANCE_BLOCK,
     Balance,
@@ -71,7 +71,8 @@ def keep(problem: Problem) -> Keeping:
     operand, packing = pack_operand(
         problem, "b", balance, slack, wrap, KEPT_ALIGNMENT, problem.K, kept
     )
-    return Keeping(operand, balance, (*launches, *packing), kept.size, workspace.size)
+    launches = chained([*launches, *packing], problem.arch.dependent_launch)
+    return Keeping(operand, balance, launches, kept.size, workspace.size)
 
 
 def kept_balance(

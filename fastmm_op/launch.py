@@ -140,7 +140,7 @@ def run_launches(
             KERNELS[step.kernel],
             (step.grid, 1, 1),
             [resolve(arg, buffers, in_bytes) for arg in step.args],
-            {**step.constexprs, "num_warps": step.num_warps, "num_stages": step.num_stages},
+            step.constexprs | launch_options(step),
         )
         for step in launches
     ]
@@ -151,6 +151,13 @@ def run_launches(
         compiled = kernel[grid](*args, **options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
+
+
+def launch_options(step: Launch) -> dict[str, int | bool]:
+    """Triton's options of a launch."""
+    options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
+    # The interpreter does not know the option.
+    return options | ({"launch_pdl": True} if step.dependent and not INTERPRETED else {})
 
 
 def resolve(

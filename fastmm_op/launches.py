@@ -1,6 +1,7 @@
 """What is answered: a plan is a list of kernel launches, complete but for the addresses."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from fastmm_op.problem import ITEMSIZE, round_up
 from fastmm_op.tiles import Choice
@@ -52,6 +53,7 @@ class Launch:
         constexprs: its compile-time arguments.
         num_warps, num_stages: Triton's options of these names.
         shared_memory: bytes of shared memory a block uses, as the plan sums them.
+        dependent: whether it may start before the launch ahead of it has ended (kernels/chain.py).
     """
 
     kernel: str
@@ -61,6 +63,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 1
     shared_memory: int = 0
+    dependent: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,34 @@ class Plan:
     workspace_bytes: int
     seconds: float
     choice: Choice | None
+
+
+def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
+    """The launches of one call in order, each after the first dependent on the one ahead of it.
+
+    Args:
+        overlap: whether the card can start one before the other has ended; else all stay apart.
+    """
+    launches = tuple(launches)
+    overlap = overlap and len(launches) > 1
+    return tuple(
+        replace(
+            step,
+            constexprs={**step.constexprs, "CHAINED": overlap},
+            dependent=overlap and place > 0 and starts_early(step),
+        )
+        for place, step in enumerate(launches)
+    )
+
+
+def starts_early(step: Launch) -> bool:
+    """Whether a launch gains by starting before the one ahead of it has ended.
+
+    All do but gemm_hopper where it stores C without TMA: its own time then grows by up to 19 %, by
+    whatever it is that its programs are placed on other SMs (benchmarks/results/
+    NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt).
+    """
+    return step.kernel != "gemm_hopper" or step.constexprs["C_BUFFERS"] > 0
 
 
 class Workspace:

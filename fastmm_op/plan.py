@@ -20,7 +20,7 @@ from fastmm_op.choices import (
 from fastmm_op.epilogue import describe_epilogue
 from fastmm_op.estimate import estimate
 from fastmm_op.kept import KEPT_ALIGNMENT, keep, kept_balance
-from fastmm_op.launches import Launch, Plan, Pointer, Workspace
+from fastmm_op.launches import Launch, Plan, Pointer, Workspace, chained
 from fastmm_op.multiplying import (
     gemm_hopper_launch,
     gemm_launch,
@@ -73,7 +73,7 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     strategy += "+tail" if choice.tail_split > 1 else ""
     return Plan(
         strategy,
-        tuple(launches),
+        chained(launches, problem.arch.dependent_launch),
         workspace.size,
         estimate(problem, choice),
         choice,

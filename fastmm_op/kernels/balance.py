@@ -13,6 +13,7 @@ data then gives the same bits whatever was sampled.
 import triton
 import triton.language as tl
 
+from fastmm_op.kernels.chain import let_next_start, wait_for_previous
 from fastmm_op.kernels.common import NO_EXPONENT, exponent_of, finite_magnitude, item_k
 
 # Rows of each operand that are looked at, in runs of neighbours that share memory sectors.
@@ -55,8 +56,11 @@ def forget_maxima(largest_ptr, count):
 def forget_kernel(
     largest_ptr,  # (count,) int32
     count,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """What row_max_kernel needs where balance_kernel, which does it on the way, is not run."""
+    let_next_start(CHAINED)
+    wait_for_previous(CHAINED)
     forget_maxima(largest_ptr, count)
 
 
@@ -71,13 +75,15 @@ def balance_kernel(
     M, N, K, K_total, items, a_count, b_count,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """e for BLOCK_K of K, the same for ``items`` batch items in a row; K_total as for packing.
 
     What counts is the difference to how the whole of A compares to the whole of B, which every
     program judges by the same SPREAD elements of the sampled rows.
     """
+    let_next_start(CHAINED)
+    wait_for_previous(CHAINED)
     if a_largest_ptr is not None:
         forget_maxima(a_largest_ptr, a_count)
     if b_largest_ptr is not None:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastmm_op.kernels.chain import let_next_start, wait_for_previous
 from fastmm_op.kernels.common import scale_by_exponents, tile_coordinates
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual
 
@@ -42,12 +43,13 @@ def reduce_tail_kernel(
     stride_row_exp, stride_col_exp,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, GROUP_M: tl.constexpr,
     SPLITS: tl.constexpr, A_CLASSES: tl.constexpr, CLASSES: tl.constexpr,
-    SCALED: tl.constexpr, ACTIVATION: tl.constexpr,
+    SCALED: tl.constexpr, ACTIVATION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows of a tile a program: summed in order, scaled, finished, rounded once.
 
     whole: tiles before the tail, in the order of gemm_hopper_kernel.
     """
+    let_next_start(CHAINED)
     VECTOR: tl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     chunks: tl.constexpr = BLOCK_M // BLOCK_R
     tail_tile = tl.program_id(0) // chunks
@@ -65,6 +67,7 @@ def reduce_tail_kernel(
     partial_ptrs = partial_ptr + tail_tile.to(tl.int64) * (BLOCK_M * BLOCK_N)
     partial_ptrs += offs_r[:, None] * BLOCK_N + offs_n[None, :]
     stride_split = tl.cast(tail_tiles, tl.int64) * (BLOCK_M * BLOCK_N)
+    wait_for_previous(CHAINED)
     acc = tl.load(partial_ptrs)
     for split in tl.static_range(1, SPLITS):
         acc += tl.load(partial_ptrs + split * stride_split)
