@@ -155,7 +155,7 @@ def parts(kind: Kind, x: list[Tensor], call, device: torch.device, calls: int) -
     """Microseconds of what a call consists of, each alone; and of what it used to do instead."""
     from fastmm_op import launch
 
-    a, b = (x[0], x[1].mT) if kind.linear else x[:2]
+    a, b = x[:2]
     more = [launch.dense(t) for t in x[2:]]
     size = (call.plan.workspace_bytes,)
     out, workspace = call(a, b, *more), torch.empty(size, dtype=torch.uint8, device=device)

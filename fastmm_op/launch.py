@@ -190,7 +190,10 @@ class Call:
     """Everything about one kind of call that the next one like it need not work out again.
 
     Args:
+        b: (..., K, N); or (N, K), a linear's weight.
         plan: how to compute it; None for what ``plan_for`` says on the first run.
+        of_weight: whether b is a weight, here and in calls: its transposed view is at the same
+            address, and making one takes the host a microsecond.
     """
 
     def __init__(
@@ -201,7 +204,10 @@ class Call:
         arch: Arch,
         epilogue: Epilogue = NO_EPILOGUE,
         plan: Plan | None = None,
+        of_weight: bool = False,
     ) -> None:
+        self.of_weight = of_weight
+        b = self.factor(b)
         self.out_shape = tuple(contract.result_shape(a, b))
         self.out_strides = contiguous_strides(self.out_shape)
         self.dtype = a.dtype
@@ -215,6 +221,10 @@ class Call:
         self.plan = plan
         self.kernels: list[CompiledLaunch] | None = None
         self.fastest: list[Callable] = []
+
+    def factor(self, b: Tensor) -> Tensor:
+        """The second factor, (..., K, N), of what calls are given for b."""
+        return b.mT if self.of_weight else b
 
     def __call__(
         self,
@@ -239,10 +249,10 @@ class Call:
     ) -> Tensor:
         if self.kernels is None:
             out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
-            self.first_run(a, b, out, bias, residual, packed_b)
+            self.first_run(a, self.factor(b), out, bias, residual, packed_b)
             return out
         if self.fold_copies:
-            a, b = contract.fold(a, b)
+            a, b = contract.fold(a, self.factor(b))
         out = empty_strided_cuda(self.out_shape, self.out_strides, self.dtype)
         addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
         if bias is not None:
@@ -343,7 +353,7 @@ def linear(
         contract.check_linear(x, weight, bias, residual, activation, precision)
         call = linear_call(x, weight, bias, residual, activation, precision)
         remember(key, call)
-    return call(x, weight.mT, dense(bias), dense(residual))
+    return call(x, weight, dense(bias), dense(residual))
 
 
 def linear_call(
@@ -354,15 +364,13 @@ def linear_call(
     activation: str,
     precision: str,
 ) -> Callable:
-    """What computes such a linear of x, weight.mT, bias and residual."""
+    """What computes such a linear of x, weight, bias and residual."""
     arch = arch_of(x)
     # Without a K the kernels have no product to finish.
     if arch is None or x.shape[-1] == 0:
-        return lambda x, b, bias, residual: aten.linear(
-            x, b.mT, bias, residual, activation, precision
-        )
+        return partial(aten.linear, activation=activation, precision=precision)
     epilogue = Epilogue(bias is not None, activation, residual is not None)
-    return Call(x, weight.mT, precision, arch, epilogue)
+    return Call(x, weight, precision, arch, epilogue, of_weight=True)
 
 
 def dense(x: Tensor | None) -> Tensor | None:

@@ -143,9 +143,9 @@ def prepacked_call(
     if x.is_cuda:
         # Kernels that a CUDA graph may have to record are compiled by the call that warms it up.
         plain(x, weight, packed, bias)
-    call = launch.Call(x, weight.mT, precision, arch, epilogue, plan)
+    call = launch.Call(x, weight, precision, arch, epilogue, plan, of_weight=True)
 
     def by_copy(x: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        return call(x, weight.mT, launch.dense(bias), None, packed)
+        return call(x, weight, launch.dense(bias), None, packed)
 
     return by_copy

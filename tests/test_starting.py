@@ -289,6 +289,20 @@ def test_only_folds_that_copy_are_repeated(copied, started) -> None:
         assert addresses["b"] == b.data_ptr()
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_weight_is_given_as_it_is(copied, started) -> None:
+    x, weight = torch.randn(3, 5, 64), torch.randn(32, 64)
+    x = x.transpose(0, 1) if copied else x
+    call = launch.Call(x, weight, "ieee", ARCHES["sm_90"], of_weight=True)
+    for _ in range(3):
+        out = call(x, weight)
+        assert out.shape == (*x.shape[:-1], 32)
+    assert call.fold_copies == copied
+    assert len(started) == 4
+    for _, addresses, _ in started:
+        assert addresses["b"] == weight.data_ptr()
+
+
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 1, 5, 7)])
 def test_contiguous_strides(shape) -> None:
     assert launch.contiguous_strides(shape) == torch.empty(shape).stride()
