@@ -15,6 +15,11 @@ _ACTIVATIONS = {
     "silu": F.silu,
 }
 
+# On CPUs with AMX, oneDNN takes K of 16-bit matrices by blocks of so many, and multiplies what lies
+# behind the end of a row by zeros: NaN or Inf there, or in the next row, reaches the result (oneDNN
+# issue 5717, present in torch 2.13).
+_BLOCK_K = 32
+
 
 def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
@@ -41,6 +46,10 @@ def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     contract.check_inputs(a, b, precision)
     if needs_float64(a, precision):
         return torch.matmul(a.double(), b.double()).float().contiguous()
+    missing = missing_k(a)
+    if missing:
+        a = F.pad(a, (0, missing))
+        b = F.pad(b, (0, missing) if b.dim() == 1 else (0, 0, 0, missing))
     return torch.matmul(a, b).contiguous()
 
 
@@ -57,10 +66,18 @@ def linear(
     if needs_float64(x, precision):
         wide_bias = None if bias is None else bias.double()
         y = F.linear(x.double(), weight.double(), wide_bias).float()
+    elif missing := missing_k(x):
+        y = F.linear(F.pad(x, (0, missing)), F.pad(weight, (0, missing)), bias)
     else:
         y = F.linear(x, weight, bias)
     y = activate(y, activation)
     return (y if residual is None else y + residual).contiguous()
+
+
+def missing_k(a: Tensor) -> int:
+    """Zeros to add to K for ATen's product on this device not to read behind a's rows."""
+    exposed = a.device.type == "cpu" and a.dtype in (torch.float16, torch.bfloat16)
+    return -a.shape[-1] % _BLOCK_K if exposed else 0
 
 
 def needs_float64(a: Tensor, precision: str) -> bool:
