@@ -4,12 +4,15 @@ import ast
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import expecttest
 import pytest
+import torch
 
 import fastmm_op.plan as plan_module
 from fastmm_op.arch import ARCHES, Card, arch_for, resized
+from fastmm_op.card import card_of
 from fastmm_op.choices import choices, slabs_as_batch
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
@@ -531,6 +534,23 @@ def test_rates_of_another_card() -> None:
     rates = ("fp16_flops", "tf32_flops", "fp32_flops")
     assert all(getattr(half, rate) == getattr(ada, rate) / 2 for rate in rates)
     assert half == resized(ada, 64)
+
+
+@pytest.mark.parametrize(
+    ("memory", "peak"),
+    [
+        ({"memory_clock_rate": 2619000, "memory_bus_width": 5120}, 3.352e12),  # kHz, bits
+        ({"memory_clock_rate": 0, "memory_bus_width": 0}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_driver_says_of_a_card(memory, peak, monkeypatch) -> None:
+    properties = SimpleNamespace(multi_processor_count=114, **memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    card = card_of(0)
+    assert (card.capability, card.sms) == ((9, 0), 114)
+    assert card.memory_peak == (peak and pytest.approx(peak, rel=1e-3))
 
 
 def test_plans_of_another_card(monkeypatch) -> None:
