@@ -33,7 +33,6 @@ class Arch:
         threads_per_sm: threads that one SM holds.
         wgmma: the tensor core reads both operands from shared memory (Hopper).
         tma: the bulk tensor copy engine is there (Hopper).
-        dependent_launch: kernels may start before those ahead of them have ended (Hopper).
         memory_peak: bytes a second of the memory's pins, by its clock and width, of the card that
             the rates are of.
         bandwidth: bytes a second of a large device-to-device copy, read plus written.
@@ -47,7 +46,9 @@ class Arch:
             the same bank of shared memory. 32x4096x11008 NT took 239 us where 95 were estimated
             without it (study_2026-11-25_tf32_tiles.txt); on sm_80 and sm_89 nobody has looked.
         launch_seconds: what one more kernel in a row costs on the device.
-        dependent_seconds: the same of one that may start before the one ahead of it has ended.
+        dependent_seconds: the same of one that may start before the one ahead of it has ended;
+            None where there is no such launch (before Hopper). On an H100 1.3 to 2.1 us less than
+            launch_seconds (NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt).
     """
 
     name: str
@@ -57,7 +58,6 @@ class Arch:
     threads_per_sm: int
     wgmma: bool
     tma: bool
-    dependent_launch: bool
     memory_peak: float
     bandwidth: float
     fp16_flops: float
@@ -67,12 +67,22 @@ class Arch:
     splits_fp32: bool
     ieee_k_major: float
     launch_seconds: float
-    dependent_seconds: float
+    dependent_seconds: float | None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a kernel may start before the one ahead of it has ended."""
+        return self.dependent_seconds is not None
+
+    @property
+    def next_seconds(self) -> float:
+        """What each kernel of a call but the first costs on the device."""
+        return self.launch_seconds if self.dependent_seconds is None else self.dependent_seconds
 
 
-# sm_90 rates are fitted to the H200's runs in benchmarks/results/NVIDIA_H200. Those of sm_80 and
-# sm_89 are published figures of the A100 and the RTX 4090: predictions, this project has measured
-# neither card.
+# sm_90 rates are fitted to the H200's runs in benchmarks/results/NVIDIA_H200, where nothing else is
+# said. Those of sm_80 and sm_89 are published figures of the A100 and the RTX 4090: predictions,
+# this project has measured neither card.
 ARCHES = {
     "sm_80": Arch(
         name="sm_80",
@@ -82,7 +92,6 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=False,
         tma=False,
-        dependent_launch=False,
         memory_peak=1.555e12,
         bandwidth=1.5e12,
         fp16_flops=240e12,
@@ -92,7 +101,7 @@ ARCHES = {
         splits_fp32=True,
         ieee_k_major=1.0,
         launch_seconds=3e-6,
-        dependent_seconds=3e-6,
+        dependent_seconds=None,
     ),
     "sm_89": Arch(
         name="sm_89",
@@ -102,7 +111,6 @@ ARCHES = {
         threads_per_sm=1536,
         wgmma=False,
         tma=False,
-        dependent_launch=False,
         memory_peak=1.008e12,
         bandwidth=0.92e12,
         fp16_flops=150e12,
@@ -112,7 +120,7 @@ ARCHES = {
         splits_fp32=False,
         ieee_k_major=1.0,
         launch_seconds=3e-6,
-        dependent_seconds=3e-6,
+        dependent_seconds=None,
     ),
     "sm_90": Arch(
         name="sm_90",
@@ -122,7 +130,6 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=True,
         tma=True,
-        dependent_launch=True,
         memory_peak=4.917e12,
         bandwidth=4.2e12,
         fp16_flops=700e12,
@@ -166,6 +173,11 @@ def resized(arch: Arch, sms: int | None = None, bandwidth: float | None = None) 
         tf32_flops=arch.tf32_flops * share,
         fp32_flops=arch.fp32_flops * share,
     )
+
+
+def card_text(arch: Arch) -> str:
+    """A card in words, as far as plans depend on it."""
+    return f"{arch.name} with {arch.sms} SMs, copying {arch.bandwidth / 1e9:.0f} GB/s"
 
 
 def occupancy(

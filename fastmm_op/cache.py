@@ -37,6 +37,7 @@ SOURCES = (
     "kernels/*.py",
     "choices.py",
     "kept.py",
+    "launches.py",
     "multiplying.py",
     "packing.py",
     "plan.py",

@@ -75,9 +75,9 @@ GEMV_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
 def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch.
 
-    All but the first depend on the ones ahead of them, and may start early.
+    All but the first are taken to start early (launches.starts_early knows one that does not).
     """
-    first, launch = problem.arch.launch_seconds, problem.arch.dependent_seconds
+    first, launch = problem.arch.launch_seconds, problem.arch.next_seconds
     if choice.slabs > 1:
         product, inner = slabs_as_batch(problem, choice)
         summed = launch + reduce_seconds(problem, choice.slabs)
@@ -113,10 +113,10 @@ def balance_seconds(problem: Problem) -> float:
     With B packed before, K has been balanced; what is left is to prepare A's maxima, if A has any.
     """
     if problem.prepacked:
-        return problem.arch.dependent_seconds if packing_passes(problem, "a") == 2 else 0.0
+        return problem.arch.next_seconds if packing_passes(problem, "a") == 2 else 0.0
     sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype] * balance_groups(problem)
     bandwidth = BALANCE_BANDWIDTH * problem.arch.bandwidth
-    return problem.arch.dependent_seconds + sampled / bandwidth
+    return problem.arch.next_seconds + sampled / bandwidth
 
 
 def pack_seconds(problem: Problem, buffer: str, copied: bool = False) -> float:
@@ -127,7 +127,7 @@ def pack_seconds(problem: Problem, buffer: str, copied: bool = False) -> float:
     read, written = passes * size, size if copied else 2 * problem.parts
     moved = problem.batch * rows * problem.K * (read + written)
     bandwidth = PACK_BANDWIDTH * problem.arch.bandwidth
-    return moved / bandwidth + passes * problem.arch.dependent_seconds
+    return moved / bandwidth + passes * problem.arch.next_seconds
 
 
 def gemm_seconds(problem: Problem, choice: Choice) -> float:

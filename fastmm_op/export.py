@@ -8,6 +8,7 @@ functions, ``class ModelNew``; no fallback, and nothing runs on import.
 import inspect
 from dataclasses import replace
 
+from fastmm_op.arch import card_text
 from fastmm_op.choices import choices
 from fastmm_op.estimate import estimate
 from fastmm_op.kernel_source import Definition, with_dependencies
@@ -102,7 +103,7 @@ def exported_problem(problem: Problem) -> Problem:
 
     And without dependent launches: Triton's interpreter, which runs such files too, has none.
     """
-    return replace(problem, arch=replace(problem.arch, tma=False, dependent_launch=False))
+    return replace(problem, arch=replace(problem.arch, tma=False, dependent_seconds=None))
 
 
 def exported_choice(problem: Problem) -> Choice:
@@ -179,7 +180,7 @@ def header(problem: Problem, choice: Choice, command: str, version: str) -> str:
     precision = f', precision "{problem.precision}"' if problem.dtype == "fp32" else ""
     lines = [
         f"({problem.M}, {problem.K}) @ ({problem.K}, {problem.N}), {problem.dtype}{precision}, "
-        f"for {problem.arch.name} with {problem.arch.sms} SMs.",
+        f"for {card_text(problem.arch)}.",
         "",
         f"fastmm_op {version} wrote this from its own kernels; torch and Triton are all it needs:",
         f"    {command}",

@@ -71,7 +71,7 @@ def keep(problem: Problem) -> Keeping:
     operand, packing = pack_operand(
         problem, "b", balance, slack, wrap, KEPT_ALIGNMENT, problem.K, kept
     )
-    launches = chained([*launches, *packing], problem.arch.dependent_launch)
+    launches = chained([*launches, *packing], problem.arch.overlaps)
     return Keeping(operand, balance, launches, kept.size, workspace.size)
 
 

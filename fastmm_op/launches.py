@@ -91,29 +91,28 @@ class Plan:
 
 
 def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
-    """The launches of one call in order, each after the first dependent on the one ahead of it.
+    """The launches of one call in order, those after the first dependent where that gains.
 
     Args:
         overlap: whether the card can start one before the other has ended; else all stay apart.
     """
     launches = tuple(launches)
-    overlap = overlap and len(launches) > 1
+    dependent = [overlap and place > 0 and starts_early(x) for place, x in enumerate(launches)]
     return tuple(
         replace(
             step,
-            constexprs={**step.constexprs, "CHAINED": overlap},
-            dependent=overlap and place > 0 and starts_early(step),
+            constexprs={**step.constexprs, "WAITS": waits, "LETS_NEXT": lets_next},
+            dependent=waits,
         )
-        for place, step in enumerate(launches)
+        for step, waits, lets_next in zip(launches, dependent, [*dependent[1:], False], strict=True)
     )
 
 
 def starts_early(step: Launch) -> bool:
     """Whether a launch gains by starting before the one ahead of it has ended.
 
-    All do but gemm_hopper where it stores C without TMA: its own time then grows by up to 19 %, by
-    whatever it is that its programs are placed on other SMs (benchmarks/results/
-    NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt).
+    All do but gemm_hopper where it stores C without TMA, which then took 14 to 19 % longer itself
+    in three of five cases (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt).
     """
     return step.kernel != "gemm_hopper" or step.constexprs["C_BUFFERS"] > 0
 

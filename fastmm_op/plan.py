@@ -73,7 +73,7 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     strategy += "+tail" if choice.tail_split > 1 else ""
     return Plan(
         strategy,
-        chained(launches, problem.arch.dependent_launch),
+        chained(launches, problem.arch.overlaps),
         workspace.size,
         estimate(problem, choice),
         choice,
@@ -216,6 +216,10 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
             "programs each and summed in a fixed order"
         )
     said += describe_epilogue(problem, choice)
+    launches = write_plan(problem, choice).launches
+    early = sum(step.dependent for step in launches)
+    if early:
+        said.append(f"{early} of {len(launches)} kernels start before the one ahead has ended")
     best: dict[str, float] = {}
     for other in choices(problem):
         name = {(0, 0): "nothing", (1, 0): "a", (0, 1): "b", (1, 1): "a and b"}[

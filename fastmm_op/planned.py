@@ -9,14 +9,14 @@ def planned_arch(card: Card) -> Arch | None:
     """The entry by which the op plans on a card: its own, or the one FASTMM_ARCH names.
 
     The environment variable is for trying one card's plans on another: FASTMM_ARCH=sm_89 on a
-    Hopper card runs the RTX 4090's plans there, as if its memory and its SMs were the 4090's.
+    Hopper card runs the RTX 4090's plans there, for as many SMs as it has and a 4090's memory.
 
     Raises:
         ValueError: FASTMM_ARCH names no architecture, or one whose plans the card cannot run.
     """
     own = arch_for(card)
     name = os.environ.get("FASTMM_ARCH")
-    if not name or own is None:
+    if own is None or name in (None, "", own.name):
         return own
     if name not in ARCHES:
         raise ValueError(f"FASTMM_ARCH must be one of {', '.join(ARCHES)}, got {name!r}")

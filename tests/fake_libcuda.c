@@ -22,9 +22,18 @@ static void put(const void *data, size_t bytes) {
   used += bytes;
 }
 
+/* Whether the launch may start before the one ahead of it has ended. */
+static unsigned dependent(const CUlaunchConfig *config) {
+  unsigned found = 0;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+      found += config->attrs[i].value.programmaticStreamSerializationAllowed != 0;
+  return found;
+}
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **params, void **extra) {
-  unsigned shape[] = {config->gridDimX,  config->gridDimY,       config->gridDimZ,
-                      config->blockDimX, config->sharedMemBytes, config->numAttrs};
+  unsigned shape[] = {config->gridDimX,       config->gridDimY, config->gridDimZ, config->blockDimX,
+                      config->sharedMemBytes, config->numAttrs, dependent(config), 0};
   used = 0;
   put(shape, sizeof shape);
   put(&config->hStream, sizeof config->hStream);

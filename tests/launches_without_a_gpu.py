@@ -108,10 +108,11 @@ def check(fake: ctypes.CDLL, problem: Problem, step: Launch) -> None:
             before = fake.fake_encoded()
             assert given(started.fastest, addresses) == by_triton, step
             assert fake.fake_encoded() - before == encodings
-        grid_and_block = struct.unpack_from("<6I", by_triton)
-        assert grid_and_block[:4] == (step.grid, 1, 1, 32 * kernel.metadata.num_warps)
-        assert struct.unpack_from("<Q", by_triton, 24) == (STREAM,)
-        at = 40
+        *grid_and_block, _, _, dependent, _ = struct.unpack_from("<8I", by_triton)
+        assert grid_and_block == [step.grid, 1, 1, 32 * kernel.metadata.num_warps]
+        assert dependent == step.dependent
+        assert struct.unpack_from("<Q", by_triton, 32) == (STREAM,)
+        at = 48
         encoded = iter(descriptors)
         for wanted, size in zip(parameters(kernel, step, addresses), sizes, strict=True):
             found = by_triton[at : at + size]

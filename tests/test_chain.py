@@ -8,69 +8,74 @@ import pytest
 import torch
 
 from cases import DTYPES
-from fastmm_op.arch import ARCHES
+from fastmm_op.arch import ARCHES, Arch
+from fastmm_op.export import exported_choice, exported_problem
 from fastmm_op.kept import keep
-from fastmm_op.plan import make_plan
+from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Problem, problem_of
 
 HOPPER = ARCHES["sm_90"]
-# What is packed, split or summed: M, K, N, dtype, precision, and the kernels of its plan.
+# What is packed, split or summed: M, K, N, and the rest of a problem.
 PLANS = {
-    "scaled by rows": ((2048, 768, 2048), "fp32", "tf32"),
-    "scaled by columns": ((2048, 2048, 2048), "fp32", "fp32"),
-    "row classes": ((4096, 2949, 2961), "fp32", "tf32"),
-    "copied, row classes": ((4096, 2949, 2961), "bf16", "tf32"),
-    "split": ((32, 4096, 11008), "bf16", "tf32"),
-    "one row, split": ((1, 4096, 11008), "fp32", "fp32"),
-    "classes of B": ((17, 4097, 11009), "fp32", "tf32"),
-    "shared tail": ((4096, 4096, 2049), "bf16", "tf32"),
+    "scaled by rows": ((2048, 768, 2048), {}),
+    "scaled by columns": ((2048, 2048, 2048), {"precision": "fp32"}),
+    "scaled in slabs": ((768, 8192, 2304), {"precision": "fp32", "layout": "TN"}),
+    "a batch": ((512, 1024, 1024), {"precision": "fp32", "batch": 8}),
+    "row classes": ((4096, 2949, 2961), {}),
+    "copied": ((4096, 2949, 2968), {"dtype": "bf16", "layout": "NT"}),
+    "copied, row classes": ((4096, 2949, 2961), {"dtype": "bf16"}),
+    "split": ((32, 4096, 11008), {"dtype": "bf16"}),
+    "one row, split": ((1, 4096, 11008), {"precision": "fp32"}),
+    "classes of B": ((17, 4097, 11009), {}),
+    "shared tail": ((4096, 4096, 2049), {"dtype": "bf16"}),
+}
+# The kernels of some of them in order; a plus stands before those that may start early.
+KERNELS = {
+    "scaled by columns": "balance +row_max +pack_tiles +pack_rows +gemm_hopper",
+    "scaled in slabs": "balance +pack_rows +pack_rows +gemm_hopper +reduce",
+    "row classes": "balance +row_max +pack_tiles +pack_rows gemm_hopper",
+    "copied": "pack_tiles +pack_tiles +gemm_hopper",
+    "copied, row classes": "pack_tiles +pack_tiles gemm_hopper",
+    "split": "gemm +reduce",
+    "classes of B": "pack_tiles +gemm +reduce",
+    "shared tail": "pack_tiles gemm_hopper +reduce_tail",
 }
 
 
-def problem(name: str, arch=HOPPER, batch: int = 1) -> Problem:
-    sizes, dtype, precision = PLANS[name]
-    how = {"batch": batch, "dtype": dtype, "layout": "NN", "precision": precision, "arch": arch}
-    return problem_of(*sizes, **how)
+def problem(name: str, arch: Arch = HOPPER) -> Problem:
+    sizes, rest = PLANS[name]
+    how = {"batch": 1, "dtype": "fp32", "layout": "NN", "precision": "tf32"} | rest
+    return problem_of(*sizes, **how, arch=arch)
 
 
 def apart(p: Problem) -> Problem:
     """The problem on a card that finishes one kernel before it begins another."""
-    return replace(p, arch=replace(p.arch, dependent_launch=False))
+    return replace(p, arch=replace(p.arch, dependent_seconds=None))
 
 
 # Plans.
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_who_may_start_early(name) -> None:
+    launches = make_plan(problem(name)).launches
+    found = " ".join(f"{'+' if step.dependent else ''}{step.kernel}" for step in launches)
+    assert found == KERNELS[name]
+
+
 @pytest.mark.parametrize("name", PLANS)
-def test_all_but_the_first_depend(name) -> None:
-    first, *others = make_plan(problem(name)).launches
-    assert others
-    assert not first.dependent
-    for step in (first, *others):
-        assert step.constexprs["CHAINED"]
-    for step in others:
-        by_tma = step.constexprs.get("C_BUFFERS", 1) > 0
-        assert step.dependent == by_tma, step.kernel
+def test_one_lets_the_next_start_and_that_one_waits(name) -> None:
+    launches = make_plan(problem(name)).launches
+    assert not launches[0].dependent
+    for step, following in zip(launches, [*launches[1:], None], strict=True):
+        assert step.constexprs["WAITS"] == step.dependent
+        assert step.constexprs["LETS_NEXT"] == (following is not None and following.dependent)
 
 
 def test_the_kernels_of_all_kinds_are_among_them() -> None:
     found = {step.kernel for name in PLANS for step in make_plan(problem(name)).launches}
     packing = {"balance", "pack_rows", "row_max", "pack_tiles"}
     assert found == packing | {"gemm", "gemm_hopper", "gemv", "reduce", "reduce_tail"}
-    stored_without_tma = [
-        step
-        for name in PLANS
-        for step in make_plan(problem(name)).launches
-        if step.constexprs.get("C_BUFFERS") == 0
-    ]
-    assert stored_without_tma
-
-
-def test_one_kernel_depends_on_nothing() -> None:
-    p = problem_of(512, 512, 512, batch=1, dtype="bf16", layout="NN", precision="tf32", arch=HOPPER)
-    (step,) = make_plan(p).launches
-    assert not step.dependent
-    assert not step.constexprs["CHAINED"]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89"])
@@ -78,13 +83,22 @@ def test_one_kernel_depends_on_nothing() -> None:
 def test_other_cards_know_no_dependent_launch(name, arch) -> None:
     for step in make_plan(problem(name, ARCHES[arch])).launches:
         assert not step.dependent
-        assert not step.constexprs["CHAINED"]
+        assert not step.constexprs["WAITS"]
+        assert not step.constexprs["LETS_NEXT"]
 
 
 def test_a_kept_weight_is_packed_in_a_chain_of_its_own() -> None:
     kept = keep(replace(problem("scaled by columns"), prepacked=True))
     assert [step.kernel for step in kept.launches] == ["forget", "row_max", "pack_tiles"]
     assert [step.dependent for step in kept.launches] == [False, True, True]
+
+
+def test_exported_files_are_chosen_without() -> None:
+    """By what their launches cost, which are ordinary ones."""
+    for name in ("scaled by rows", "split", "classes of B"):
+        p = problem(name)
+        assert not exported_problem(p).arch.overlaps
+        assert exported_choice(p) == exported_choice(apart(p))
 
 
 # Code.
@@ -105,63 +119,92 @@ def accesses(kernel) -> list[str]:
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", PLANS)
-def test_nothing_is_written_before_the_wait(name) -> None:
+def test_nothing_of_the_call_is_touched_before_the_wait(name) -> None:
+    """Before it packing loads the caller's operand, in one place, and no kernel does anything."""
     from fastmm_op.codegen import compile_launch
 
     p = problem(name)
     for step in make_plan(p).launches:
-        found = accesses(compile_launch(p, step))
-        assert found.count("ACQBULK") == found.count("PREEXIT") == 1, step.kernel
+        kernel = compile_launch(p, step)
+        found = accesses(kernel)
+        assert found.count("ACQBULK") == step.dependent, step.kernel
+        assert found.count("PREEXIT") == step.constexprs["LETS_NEXT"], step.kernel
+        if not step.dependent:
+            continue
         if step.kernel == "gemm_hopper":
-            continue  # its warps' parts stand in any order; none begins before the wait
+            # Its warps' parts stand in any order in the machine code; none starts before this.
+            ptx = kernel.asm["ptx"]
+            ahead = ptx[: ptx.index("griddepcontrol.wait")]
+            assert not re.search(r"ld\.global|st\.global|cp\.async|barrier\.sync 1", ahead)
+            continue
         ahead = found[: found.index("ACQBULK")]
         assert not [name for name in ahead if name.startswith(("STG", "RED", "ATOM", "UTMA"))]
-        reads_the_callers = step.kernel in ("pack_rows", "pack_tiles", "row_max")
-        assert any(name.startswith("LDG") for name in ahead) == reads_the_callers, step.kernel
-
-
-@pytest.mark.compiled
-def test_no_wait_where_nothing_is_ahead() -> None:
-    from fastmm_op.codegen import compile_launch
-
-    p = apart(problem("split"))
-    for step in make_plan(p).launches:
-        assert not {"ACQBULK", "PREEXIT"} & set(accesses(compile_launch(p, step)))
+        loads = kernel.asm["ttir"].split("griddepcontrol.wait")[0].count("tt.load")
+        assert loads == (step.kernel in ("pack_rows", "pack_tiles", "row_max")), step.kernel
 
 
 # On a card.
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", PLANS)
-def test_the_same_bits_as_apart_and_back_to_back(name) -> None:
-    """Calls with two sets of operands take turns in one workspace: who waits too little mixes."""
+@pytest.fixture
+def hopper() -> Arch:
     from fastmm_op import launch
 
     arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.dependent_launch:
+    if not arch.overlaps:
         pytest.skip("needs a card with dependent launches")
-    (m, k, n), dtype, _ = PLANS[name]
-    p = problem(name, arch)
+    return arch
+
+
+def operands(p: Problem) -> list[torch.Tensor]:
+    """New random A and B, batch first, in the problem's layout."""
+    found = []
+    for rows, operand in ((p.M, p.a), (p.N, p.b)):
+        x = torch.randn(p.batch, rows, p.K, device="cuda", dtype=DTYPES[p.dtype])
+        found.append(x if operand.k_major else x.mT.contiguous().mT)
+    return [found[0], found[1].mT]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", PLANS)
+def test_the_same_bits_as_apart_and_back_to_back(name, hopper) -> None:
+    """Calls with two sets of operands take turns in one workspace: who waits too little mixes.
+
+    Started directly, and then replayed from a CUDA graph.
+    """
+    from fastmm_op import launch
+
+    p = problem(name, hopper)
     plan = make_plan(p)
-    sets = [
-        [torch.randn(1, *size, device="cuda", dtype=DTYPES[dtype]) for size in ((m, k), (k, n))]
-        for _ in range(2)
-    ]
-    want = [torch.full((1, m, n), torch.nan, device="cuda", dtype=DTYPES[dtype]) for _ in sets]
+    sets = [operands(p) for _ in range(2)]
+    like_c = torch.full((p.batch, p.M, p.N), torch.nan, device="cuda", dtype=DTYPES[p.dtype])
+    want = [like_c.clone() for _ in sets]
     for (a, b), out in zip(sets, want, strict=True):
-        launch.run_plan(make_plan(apart(p)), a, b, out)
+        launch.run_plan(write_plan(apart(p), plan.choice), a, b, out)
     assert not torch.equal(*want)
-    started = launch.run_plan(plan, *sets[0], torch.empty_like(want[0]))
+    started = launch.run_plan(plan, *sets[0], like_c.clone())
     workspace = torch.full((plan.workspace_bytes,), 255, dtype=torch.uint8, device="cuda")
-    outs = [[torch.full_like(x, torch.nan) for x in want] for _ in range(10)]
-    stream = torch.cuda.current_stream().cuda_stream
-    for pair in outs:
-        for (a, b), out in zip(sets, pair, strict=True):
-            addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
-            addresses["workspace"] = workspace.data_ptr()
-            for kernel in started:
-                kernel.fastest(addresses, stream)
-    for pair in outs:
-        for got, right in zip(pair, want, strict=True):
-            assert torch.equal(got, right)
+    outs = [[like_c.clone() for _ in sets] for _ in range(5)]
+
+    def call_all() -> None:
+        stream = torch.cuda.current_stream().cuda_stream
+        for pair in outs:
+            for (a, b), out in zip(sets, pair, strict=True):
+                addresses = {"a": a.data_ptr(), "b": b.data_ptr(), "c": out.data_ptr()}
+                addresses["workspace"] = workspace.data_ptr()
+                for kernel in started:
+                    kernel.fastest(addresses, stream)
+
+    def check_all() -> None:
+        for pair in outs:
+            for got, right in zip(pair, want, strict=True):
+                assert torch.equal(got, right)
+                got.fill_(torch.nan)
+
+    call_all()
+    check_all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call_all()
+    graph.replay()
+    check_all()

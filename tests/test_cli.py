@@ -114,8 +114,13 @@ def test_explain_json_is_the_planners_plan(capsys, arch, dtype):
 
 
 def test_explain_takes_the_cards_size(capsys):
-    assert __main__.main(["explain", *SEED, "--arch", "sm_90", "--sms", "78", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["problem"]["arch"]["sms"] == 78
+    card = ["--arch", "sm_90", "--sms", "78", "--bandwidth", "2863"]
+    assert __main__.main(["explain", *SEED, *card, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["problem"]["arch"]
+    assert (found["sms"], found["bandwidth"]) == (78, 2863e9)
+    assert found["fp16_flops"] == pytest.approx(ARCHES["sm_90"].fp16_flops * 78 / 132)
+    assert __main__.main(["explain", *SEED, *card]) == 0
+    assert "on sm_90 with 78 SMs, copying 2863 GB/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])

@@ -201,6 +201,7 @@ def test_the_header_says_whence_and_what_for() -> None:
 COMMANDS = [
     ["--shape", "33", "130", "65"],
     ["--shape", *map(str, SEED), "--dtype", "bf16", "--arch", "sm_90", "--sms", "78"],
+    ["--shape", *map(str, SEED), "--arch", "sm_90", "--bandwidth", "2863"],
     ["--shape", "64", "512", "96", "--precision", "ieee", "--layout", "TN", "--arch", "sm_80"],
     ["--shape", *map(str, SEED), "--arch", "sm_89", "--autotune"],
 ]

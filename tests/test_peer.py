@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmm_op.arch import ARCHES
+from fastmm_op.arch import ARCHES, Card, arch_for
+from fastmm_op.choices import FEW_ROWS
 from fastmm_op.compile import decide, peer
 from fastmm_op.compile.peer import Surroundings
 from fastmm_op.problem import Operand, Problem, problem_of
@@ -18,6 +19,7 @@ RUNS = [json.loads((RESULTS / name).read_text()) for name in NAMES]
 LATEST = {(row["case"], row["mode"]): row for run in RUNS for row in run["rows"]}
 EAGER = [row for (_, mode), row in LATEST.items() if mode == "eager"]
 ALONE = Surroundings(graphs=True)
+H100 = arch_for(Card((9, 0), 132, 3.352e12))
 
 
 def problem(m, k, n, dtype="bf16", layout="NN", precision="tf32", batch=1, arch="sm_90") -> Problem:
@@ -67,6 +69,24 @@ def test_the_model_of_cublas() -> None:
     assert max(ratios.values()) < 1.2
     off = {case: ratio for case, ratio in ratios.items() if ratio < 0.75}
     assert len(off) <= 0.1 * len(ratios), off
+
+
+def test_fp32_on_another_card() -> None:
+    """The H100's run, for which nothing but its memory differs from the H200's model."""
+    rows = json.loads((RESULTS.parent / "NVIDIA_H100_80GB_HBM3/matmul_fp32.json").read_text())
+    rows = [row for row in rows["rows"] if row["mode"] == "eager"]
+    wrong, ratios = [], {}
+    for row in rows:
+        one = replace(recorded(row), precision="fp32", arch=H100)
+        measured, take = row["peers"]["torch"]["us"], decide.decide(one, ALONE).take
+        assert not take or measured >= row["us"], row["case"]
+        if take != (measured >= decide.MARGIN * row["us"]):
+            wrong.append(row["case"])
+        if 1 < one.M <= FEW_ROWS:
+            ratios[row["case"]] = peer.cublas_seconds(one) * 1e6 / measured
+    assert len(wrong) <= 0.05 * len(rows), wrong
+    assert len(ratios) == 12
+    assert all(0.8 < ratio < 1.2 for ratio in ratios.values()), ratios
 
 
 def test_the_model_of_pad_mm() -> None:

@@ -12,8 +12,10 @@ import torch
 
 import fastmm_op.plan as plan_module
 from fastmm_op.arch import ARCHES, Card, arch_for, resized
+from fastmm_op.bench.cases import load_cases
 from fastmm_op.card import card_of
 from fastmm_op.choices import choices, slabs_as_batch
+from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.planned import planned_arch
@@ -536,6 +538,19 @@ def test_rates_of_another_card() -> None:
     assert half == resized(ada, 64)
 
 
+def test_slower_memory_changes_plans() -> None:
+    """Of the suite's, of an H100 beside an H200: some, and each is the best by the card's rates."""
+    h100 = arch_for(Card((9, 0), 132, 3.352e12))
+    problems = [case.problem(ARCHES["sm_90"]) for case in load_cases()]
+    changed = 0
+    for p in problems:
+        here = dataclasses.replace(p, arch=h100)
+        theirs, ours = make_plan(p).choice, make_plan(here).choice
+        assert estimate(here, ours) <= estimate(here, theirs)
+        changed += ours != theirs
+    assert 0 < changed < len(problems) / 2
+
+
 @pytest.mark.parametrize(
     ("memory", "peak"),
     [
@@ -572,6 +587,8 @@ def test_plans_of_another_card(monkeypatch) -> None:
     monkeypatch.setenv("FASTMM_ARCH", "")
     h100 = Card((9, 0), 132, 3.352e12)
     assert planned_arch(h100) == arch_for(h100)
+    monkeypatch.setenv("FASTMM_ARCH", "sm_90")
+    assert planned_arch(h100) == arch_for(h100), "its own is its own, memory and all"
 
 
 def outline(plan: Plan) -> str:

@@ -98,8 +98,8 @@ H200 = Machine(
     dram_seconds=348e-9,
     launch_seconds=4e-6,
 )
-# The same chip beside slower memory; copies as measured here (NVIDIA_H100_80GB_HBM3/).
-H100 = replace(H200, name="NVIDIA H100 80GB HBM3", dram_rate=3.02e12)
+# The same chip beside slower memory; copies as in NVIDIA_H100_80GB_HBM3/matmul_fp32.json.
+H100 = replace(H200, name="NVIDIA H100 80GB HBM3", dram_rate=3.0e12)
 MACHINES = {machine.name: machine for machine in (RTX_4090, H200, H100)}
 
 

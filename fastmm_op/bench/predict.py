@@ -40,7 +40,7 @@ class Forecast:
 
 
 def forecast(problem: Problem, plan: Plan, machine: Machine, flushed: bool = True) -> Forecast:
-    """Predict a plan's time.
+    """Predict a plan's time, of launches that wait for each other.
 
     Args:
         problem: the plan's.

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastmm_op import cache
-from fastmm_op.arch import ARCHES, Arch, resized
+from fastmm_op.arch import ARCHES, Arch, card_text, resized
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, problem_of
@@ -58,6 +58,7 @@ def launch_as_dict(step: Launch) -> dict[str, object]:
         "num_warps": step.num_warps,
         "num_stages": step.num_stages,
         "shared_memory": step.shared_memory,
+        "dependent": step.dependent,
     }
 
 
@@ -95,7 +96,7 @@ def print_plan(problem: Problem, plan: Plan, tuned: cache.Entry | None, console:
         inputs += f' at precision "{problem.precision}"'
     console.print(
         f"{items}({problem.M}, {problem.K}) @ ({problem.K}, {problem.N}), {inputs}, "
-        f"{problem.flops / 1e9:.1f} GFLOP, on {problem.arch.name} with {problem.arch.sms} SMs",
+        f"{problem.flops / 1e9:.1f} GFLOP, on {card_text(problem.arch)}",
         highlight=False,
         soft_wrap=True,
     )

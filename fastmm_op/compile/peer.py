@@ -23,7 +23,8 @@ class Rates:
         fp32_flops: FLOP a second of fp32 products without TF32; alignment matters little.
         half: fp16 and bf16 products, by the bytes that divide every row of A, B and C.
         tf32: fp32 products with TF32, likewise.
-        fp32_rows: share of a copy's bandwidth that fp32 products of few rows reach without TF32.
+        fp32_rows: bytes a second that fp32 products of few rows reach without TF32, whatever the
+            memory could give; None if nobody has looked.
         tf32_tn: share of ``tf32`` where A is column-major and B row-major, as for a weight's
             gradient.
     """
@@ -31,7 +32,7 @@ class Rates:
     fp32_flops: float
     half: dict[int, float]
     tf32: dict[int, float]
-    fp32_rows: float = BANDWIDTH
+    fp32_rows: float | None = None
     tf32_tn: float = 1.0
 
 
@@ -40,13 +41,13 @@ RATES = {
     "sm_89": Rates(50e12, {16: 1.1, 8: 0.9, 4: 0.75, 2: 0.75}, {16: 0.54, 8: 0.45, 4: 0.4}),
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
     # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours. Few rows of
-    # fp32 take 98-144 us for 180 MB; in TF32, TN takes 1.2 to 2.1 times as
-    # long as NN, mostly 1.5 (study_2026-11-25_split.txt).
+    # fp32 take 98-144 us for 180 MB, on an H100 107-149 (matmul_fp32.json); in TF32, TN takes 1.2
+    # to 2.1 times as long as NN, mostly 1.5 (study_2026-11-25_split.txt).
     "sm_90": Rates(
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
         {16: 0.56, 8: 0.36, 4: 0.19},
-        fp32_rows=0.36,
+        fp32_rows=1.5e12,
         tf32_tn=0.7,
     ),
 }
@@ -150,7 +151,8 @@ def bandwidth_share(problem: Problem) -> float:
     if not (measured and 1 < problem.M <= FEW_ROWS):
         return BANDWIDTH
     if what == "fp32":
-        return RATES[problem.arch.name].fp32_rows
+        rate = RATES[problem.arch.name].fp32_rows
+        return BANDWIDTH if rate is None else min(BANDWIDTH, rate / problem.arch.bandwidth)
     by_element = alignment(problem) == ITEMSIZE[problem.dtype]
     return BANDWIDTH_BY_ELEMENT[what] if by_element else BANDWIDTH
 

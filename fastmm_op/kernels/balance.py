@@ -56,11 +56,11 @@ def forget_maxima(largest_ptr, count):
 def forget_kernel(
     largest_ptr,  # (count,) int32
     count,
-    CHAINED: tl.constexpr,
+    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """What row_max_kernel needs where balance_kernel, which does it on the way, is not run."""
-    let_next_start(CHAINED)
-    wait_for_previous(CHAINED)
+    let_next_start(LETS_NEXT)
+    wait_for_previous(WAITS)
     forget_maxima(largest_ptr, count)
 
 
@@ -75,15 +75,15 @@ def balance_kernel(
     M, N, K, K_total, items, a_count, b_count,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
-    BLOCK_K: tl.constexpr, CHAINED: tl.constexpr,
+    BLOCK_K: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """e for BLOCK_K of K, the same for ``items`` batch items in a row; K_total as for packing.
 
     What counts is the difference to how the whole of A compares to the whole of B, which every
     program judges by the same SPREAD elements of the sampled rows.
     """
-    let_next_start(CHAINED)
-    wait_for_previous(CHAINED)
+    let_next_start(LETS_NEXT)
+    wait_for_previous(WAITS)
     if a_largest_ptr is not None:
         forget_maxima(a_largest_ptr, a_count)
     if b_largest_ptr is not None:

@@ -3,8 +3,8 @@
 A kernel that is launched as a dependent may start while the one ahead of it still runs: as soon as
 every program of that one has begun, said so (``let_next_start``), and left room. It may then read
 what was there before the call, and must wait (``wait_for_previous``) before it touches what the
-call's own kernels write. Every program waits, so a kernel never ends before those ahead of it, and
-what follows the last one is behind them all.
+call's own kernels write. Every program of a dependent waits, so it never ends before those ahead of
+it, and what follows the last one is behind them all.
 """
 
 import triton
@@ -14,14 +14,14 @@ from fastmm_op.kernels.common import INTERPRETED
 
 
 @triton.jit
-def let_next_start(CHAINED: tl.constexpr):
-    """The next kernel of the call may start once every program has come here, or ended."""
-    if CHAINED and not INTERPRETED:
+def let_next_start(LETS_NEXT: tl.constexpr):
+    """LETS_NEXT: the next kernel of the call may start once every program has come here."""
+    if LETS_NEXT and not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def wait_for_previous(CHAINED: tl.constexpr):
-    """Until the kernels ahead have ended and what they wrote can be read; free if there is none."""
-    if CHAINED and not INTERPRETED:
+def wait_for_previous(WAITS: tl.constexpr):
+    """WAITS: until the kernels ahead have ended, and what they wrote can be read."""
+    if WAITS and not INTERPRETED:
         tl.extra.cuda.gdc_wait()

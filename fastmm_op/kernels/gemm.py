@@ -193,7 +193,7 @@ def gemm_kernel(
     PARTIAL: tl.constexpr,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
     B_SHIFTED: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr, SLICE_N: tl.constexpr, CHAINED: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLICE_N: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T, one (BLOCK_M, BLOCK_N) tile of one batch item and one K range a program.
 
@@ -208,7 +208,7 @@ def gemm_kernel(
     than B_ALIGN elements behind addresses that B_ALIGN divides. Where B's rows lie along K, a tile
     then has columns before C's first or after its last, of which nothing is stored.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     SHIFTED_K: tl.constexpr = B_SHIFTED and B_K_MAJOR
     SHIFTED_N: tl.constexpr = B_SHIFTED and not B_K_MAJOR
     SPARE_COLUMNS: tl.constexpr = B_ALIGN - 1 if SHIFTED_N else 0
@@ -266,7 +266,7 @@ def gemm_kernel(
 
     a_ptr += tl.multiple_of(first_a, A_ALIGN)
     b_ptr += tl.multiple_of(first_b, B_ALIGN)
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     acc = sum_products(
         a_ptr, b_ptr, rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
         stride_am, stride_ak, stride_bn, stride_bk,
@@ -324,14 +324,14 @@ def reduce_kernel(
     M, N, batch, split_k,
     stride_row_exp, stride_col_exp,
     SCALED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, ACTIVATION: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """Sum split-K's partial products, scale, round once; BLOCK_N elements of a row a program.
 
     BLOCK_S partial sums are read at once and added as a tree: a fixed order, and few trips to
     memory however many there are.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     blocks_n = tl.cdiv(N, BLOCK_N)
     row = (tl.program_id(0) // blocks_n).to(tl.int64)  # item * M + m
     offs_n = (tl.program_id(0) % blocks_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -340,7 +340,7 @@ def reduce_kernel(
     stride_split = tl.cast(batch, tl.int64) * M * N
     partial_ptrs = partial_ptr + offs_s[:, None] * stride_split + (row * N + offs_n)[None, :]
     acc = tl.zeros((BLOCK_S, BLOCK_N), tl.float32)
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     for first in range(0, split_k, BLOCK_S):
         mask = (first + offs_s < split_k)[:, None] & mask_n[None, :]
         acc += tl.load(partial_ptrs, mask=mask, other=0.0)

@@ -539,7 +539,7 @@ def gemm_hopper_kernel(
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr, C_BUFFERS: gl.constexpr,
-    CHAINED: gl.constexpr,
+    WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
@@ -549,7 +549,7 @@ def gemm_hopper_kernel(
     every tile.
     SLICE_N: columns of C that are finished and stored at a time: 32, or 64 if TMA can.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
     if A_CLASSES > 1:
@@ -580,7 +580,7 @@ def gemm_hopper_kernel(
     exp_steps = (row_exp_step, col_exp_step)
     strides = (stride_am, stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
                     exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,

@@ -25,14 +25,14 @@ def gemv_kernel(
     stride_xb, stride_xk,
     stride_bias,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr, SHIFTED: tl.constexpr,
-    ACTIVATION: tl.constexpr, CHAINED: tl.constexpr,
+    ACTIVATION: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """y[r] = sum over k of w[r, k] * x[k], for BLOCK_R rows and one range of K a program.
 
     SHIFTED: batch items are classes of one matrix's rows along K, of rows_total in all, and start
     less than 16 bytes behind addresses that 16 divides.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     ALIGN: tl.constexpr = 128 // w_ptr.dtype.element_ty.primitive_bitwidth if SHIFTED else 1
     blocks_r = tl.cdiv(R + ALIGN - 1, BLOCK_R)
     split = tl.program_id(0) // blocks_r % split_k
@@ -51,7 +51,7 @@ def gemv_kernel(
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), split_k)
     w_ptr += first_w
     x_ptr += item * stride_xb
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     if K_MAJOR:
         acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
     else:

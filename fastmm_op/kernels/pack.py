@@ -114,14 +114,14 @@ def pack_rows_kernel(
     pitch, stride_k_exp, stride_moved,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, K_MAJOR: tl.constexpr,
     BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """Scale and pack in one read: a program holds BLOCK_R whole rows, BLOCK_K >= pitch.
 
     WIDE (here and below): an offset between elements of one block exceeds 32 bits. LAST_READ: what
     L2 is told of operands that are not read again; "evict_first" leaves it to the packed ones.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     batch = (tl.program_id(0) // blocks_r).to(tl.int64)
     K = item_k(K, K_total, batch)
@@ -141,7 +141,7 @@ def pack_rows_kernel(
         x_ptrs = x_ptr + (at_k[:, None] * stride_xk + at_r[None, :] * stride_xr)
         mask = (offs_k < K)[:, None] & mask_r[None, :]
         x = tl.trans(tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ))
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS)
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
@@ -166,10 +166,10 @@ def row_max_kernel(
     stride_xb, stride_xr, stride_xk,
     stride_k_exp, stride_moved,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, CHAINED: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """The largest exponent of each row, balanced; one (BLOCK_R, BLOCK_K) tile a program."""
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     blocks_k = tl.cdiv(K, BLOCK_K)
     blocks_r = tl.cdiv(R, BLOCK_R)
     first_k = tl.program_id(0) % blocks_k * BLOCK_K
@@ -188,7 +188,7 @@ def row_max_kernel(
     magnitudes = finite_magnitude(
         tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
     )
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     last_k = tl.minimum(first_k + BLOCK_K, K)
     if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
         k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
@@ -214,13 +214,13 @@ def pack_tiles_kernel(
     SCALED: tl.constexpr, INTERLEAVED: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
     BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
-    CHAINED: tl.constexpr,
+    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """Pack one (BLOCK_R, BLOCK_K) tile, scaled by the maxima of row_max_kernel or copied as it is.
 
     Tiles are walked in the reverse of row_max_kernel's order: what it read last is still in L2.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     blocks_k = tl.cdiv(pitch, BLOCK_K)
     blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -242,7 +242,7 @@ def pack_tiles_kernel(
     x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
     mask = mask_r[:, None] & mask_k[None, :]
     x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     packed_row = batch * R + target
     packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
     packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]

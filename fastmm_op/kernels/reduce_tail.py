@@ -43,13 +43,13 @@ def reduce_tail_kernel(
     stride_row_exp, stride_col_exp,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, GROUP_M: tl.constexpr,
     SPLITS: tl.constexpr, A_CLASSES: tl.constexpr, CLASSES: tl.constexpr,
-    SCALED: tl.constexpr, ACTIVATION: tl.constexpr, CHAINED: tl.constexpr,
+    SCALED: tl.constexpr, ACTIVATION: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows of a tile a program: summed in order, scaled, finished, rounded once.
 
     whole: tiles before the tail, in the order of gemm_hopper_kernel.
     """
-    let_next_start(CHAINED)
+    let_next_start(LETS_NEXT)
     VECTOR: tl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     chunks: tl.constexpr = BLOCK_M // BLOCK_R
     tail_tile = tl.program_id(0) // chunks
@@ -67,7 +67,7 @@ def reduce_tail_kernel(
     partial_ptrs = partial_ptr + tail_tile.to(tl.int64) * (BLOCK_M * BLOCK_N)
     partial_ptrs += offs_r[:, None] * BLOCK_N + offs_n[None, :]
     stride_split = tl.cast(tail_tiles, tl.int64) * (BLOCK_M * BLOCK_N)
-    wait_for_previous(CHAINED)
+    wait_for_previous(WAITS)
     acc = tl.load(partial_ptrs)
     for split in tl.static_range(1, SPLITS):
         acc += tl.load(partial_ptrs + split * stride_split)
