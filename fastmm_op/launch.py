@@ -192,8 +192,8 @@ class Call:
     Args:
         b: (..., K, N); or (N, K), a linear's weight.
         plan: how to compute it; None for what ``plan_for`` says on the first run.
-        of_weight: whether b is a weight, here and in calls: its transposed view is at the same
-            address, and making one takes the host a microsecond.
+        of_weight: whether b is a weight, here and in calls. Its transposed view lies at the same
+            address, so most calls need not make one.
     """
 
     def __init__(
