@@ -464,7 +464,7 @@ def test_the_same_machine_code(arch, tmp_path, monkeypatch) -> None:
                 patch.setitem(codegen.KERNELS, step.kernel, kernel)
                 theirs = codegen.compile_launch(case.problem, step)
             assert instructions(theirs.asm["ptx"]) == instructions(ours.asm["ptx"]), key
-            assert codegen.resources(theirs) == codegen.resources(ours), key
+            assert theirs.asm["cubin"] == ours.asm["cubin"], key
     if arch == "sm_89":
         elsewhere = {"gemm_hopper", "reduce_tail", "forget"}
         assert {key[1] for key in done} == {*codegen.KERNELS} - elsewhere
