@@ -27,6 +27,7 @@ MODES = {
     "gpu": (ON_GPU, "needs a CUDA GPU and TRITON_INTERPRET=0"),
     "interpreted": (INTERPRETED, "needs TRITON_INTERPRET=1"),
     "compiled": (HAVE_TRITON and not INTERPRETED, "needs Triton and TRITON_INTERPRET=0"),
+    "uninterpreted": (not INTERPRETED, "shows no more with interpreted kernels, and takes longer"),
     "kernels": (INTERPRETED or ON_GPU, "needs TRITON_INTERPRET=1 or a GPU: the CPU path is ATen"),
 }
 

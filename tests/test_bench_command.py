@@ -41,6 +41,7 @@ def options(tmp_path: Path, suite: str, **more) -> Namespace:
     return Namespace(**vars(parsed) | more)
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("tiny")
 def test_the_seed_suite(tmp_path, capsys):
     assert bench.run(options(tmp_path, "seed"), CPU, timer) == 0
@@ -56,6 +57,7 @@ def test_the_seed_suite(tmp_path, capsys):
     assert "please attach both to an issue" in capsys.readouterr().out
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("tiny")
 def test_the_full_suite_with_inductor_and_predictions(tmp_path, monkeypatch):
     fields = {"predicted_us": 8.0, "predicted_us_range": [7.0, 9.5]}
@@ -76,6 +78,7 @@ def test_a_failed_row_and_one_without_prediction_have_their_cells():
     assert tables.prediction_cells(failed) == ["8.0 (7 - 9)", "-"]
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("tiny")
 def test_what_is_missing_is_told(tmp_path):
     assert bench.run(options(tmp_path, "full", budget=1e-9), CPU, timer) == 0

@@ -183,6 +183,7 @@ def run_bench(tmp_path, suite, *args: str) -> tuple[int, dict]:
     return code, json.loads(out.read_text())
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("no_compiler")
 def test_a_run_writes_every_case(tmp_path, suite, capsys):
     code, results = run_bench(tmp_path, suite)
@@ -205,6 +206,7 @@ def test_a_run_writes_every_case(tmp_path, suite, capsys):
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("no_compiler")
 def test_options_narrow_the_run(tmp_path, suite):
     args = ("--group", "squares,skinny", "--filter", "fp32", "--peers", "torch")
@@ -217,6 +219,7 @@ def test_options_narrow_the_run(tmp_path, suite):
     assert {row["precision"] for row in results["rows"]} == {"fp32", "bf16"}
 
 
+@pytest.mark.uninterpreted
 def test_a_spent_budget_says_what_is_missing(tmp_path, suite, capsys):
     code, results = run_bench(tmp_path, suite, "--budget", "1e-9")
     assert code == 0
@@ -226,6 +229,7 @@ def test_a_spent_budget_says_what_is_missing(tmp_path, suite, capsys):
     assert "not run: " in capsys.readouterr().out
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.usefixtures("no_compiler")
 def test_other_processes_compile_first(tmp_path, suite, capsys):
     args = ("--group", "seed", "--filter", "bf16", "--compile-processes", "2")
@@ -251,6 +255,7 @@ def test_a_case_that_fails_beforehand_is_left_to_the_run(monkeypatch):
     assert computed == [cases[0].name, cases[2].name]
 
 
+@pytest.mark.uninterpreted
 def test_a_lost_device_ends_the_run(tmp_path, suite, monkeypatch):
     def lost(self, case, peers):
         raise runner.DeviceLost("fastmm: illegal access")
