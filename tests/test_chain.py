@@ -9,6 +9,8 @@ import torch
 
 from cases import DTYPES
 from fastmm_op.arch import ARCHES, Arch
+from fastmm_op.choices import choices
+from fastmm_op.estimate import estimate
 from fastmm_op.export import exported_choice, exported_problem
 from fastmm_op.kept import keep
 from fastmm_op.plan import make_plan, write_plan
@@ -93,12 +95,20 @@ def test_a_kept_weight_is_packed_in_a_chain_of_its_own() -> None:
     assert [step.dependent for step in kept.launches] == [False, True, True]
 
 
-def test_exported_files_are_chosen_without() -> None:
-    """By what their launches cost, which are ordinary ones."""
-    for name in ("scaled by rows", "split", "classes of B"):
-        p = problem(name)
-        assert not exported_problem(p).arch.overlaps
-        assert exported_choice(p) == exported_choice(apart(p))
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "layout"),
+    [((1024, 1024, 1024), "fp32", "NN"), ((8, 4097, 11009), "bf16", "NT")],
+)
+def test_exported_files_are_chosen_by_what_ordinary_launches_cost(sizes, dtype, layout) -> None:
+    """Overlap makes packing, and its launches, cheap enough to choose; a file has none."""
+    how = {"batch": 1, "dtype": dtype, "layout": layout, "precision": "tf32", "arch": HOPPER}
+    p = problem_of(*sizes, **how)
+    plain = exported_problem(p)
+    assert not plain.arch.overlaps
+    overlapping = replace(p, arch=replace(HOPPER, tma=False))
+    whole = [c for c in choices(plain) if c.slabs == c.b_classes == 1]
+    assert min(whole, key=lambda c: estimate(overlapping, c)).pack_b
+    assert not exported_choice(p).pack_b
 
 
 # Code.
