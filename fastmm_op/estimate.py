@@ -10,7 +10,7 @@ from fastmm_op.choices import (
     tail_tiles,
     whole_tiles,
 )
-from fastmm_op.packing import balance_groups, packing_passes
+from fastmm_op.packing import balance_groups, scaled_in_strips
 from fastmm_op.problem import (
     ITEMSIZE,
     Operand,
@@ -33,8 +33,11 @@ MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
 A_BY_ELEMENT = {"tf32": 0.4, "tf32x3": 0.8, "ieee": 0.9, "misaligned 16-bit": 0.5}
 # Steps of the main loop that a program spends on what it masks of a shifted B, at both ends.
 SHIFTED_STEPS = 2
-# Packing's share of a copy's bandwidth: it loads misaligned operands element by element.
+# Packing's share of a copy's bandwidth: it loads misaligned operands element by element. In strips
+# it reads them a second time, from L2 (benchmarks/results/NVIDIA_H100_80GB_HBM3/
+# strips_2026-11-27.txt).
 PACK_BANDWIDTH = 0.85
+STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
@@ -113,21 +116,22 @@ def balance_seconds(problem: Problem) -> float:
     With B packed before, K has been balanced; what is left is to prepare A's maxima, if A has any.
     """
     if problem.prepacked:
-        return problem.arch.next_seconds if packing_passes(problem, "a") == 2 else 0.0
+        return problem.arch.next_seconds if scaled_in_strips(problem, "a") else 0.0
     sampled = 2 * BALANCE_SAMPLES * problem.K * ITEMSIZE[problem.dtype] * balance_groups(problem)
     bandwidth = BALANCE_BANDWIDTH * problem.arch.bandwidth
     return problem.arch.next_seconds + sampled / bandwidth
 
 
 def pack_seconds(problem: Problem, buffer: str, copied: bool = False) -> float:
-    """Bandwidth: each element is read once or twice and written once, part by part, or as it is."""
-    rows = problem.M if buffer == "a" else problem.N
-    passes = 1 if copied else packing_passes(problem, buffer)
+    """Bandwidth: each element is read and written once, part by part or as it is; and a launch."""
+    operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
     size = ITEMSIZE[problem.dtype]
-    read, written = passes * size, size if copied else 2 * problem.parts
-    moved = problem.batch * rows * problem.K * (read + written)
-    bandwidth = PACK_BANDWIDTH * problem.arch.bandwidth
-    return moved / bandwidth + passes * problem.arch.next_seconds
+    written = 2 * problem.parts if problem.dtype == "fp32" and not copied else size
+    moved = problem.batch * rows * problem.K * (size + written)
+    share = PACK_BANDWIDTH
+    if scaled_in_strips(problem, buffer) and not copied:
+        share = STRIPS_BANDWIDTH["aligned" if is_aligned(operand, problem.dtype) else "misaligned"]
+    return moved / (share * problem.arch.bandwidth) + problem.arch.next_seconds
 
 
 def gemm_seconds(problem: Problem, choice: Choice) -> float:

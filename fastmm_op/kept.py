@@ -12,14 +12,14 @@ operands at each call. A is packed by the same exponents.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fastmm_op.launches import Launch, Pointer, Workspace, chained
+from fastmm_op.launches import Launch, Workspace, chained
 from fastmm_op.packing import (
     BALANCE_BLOCK,
     Balance,
     GemmOperand,
+    count_maxima,
     forget_launch,
     pack_operand,
-    packing_passes,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
 from fastmm_op.tiles import TILES, operand_kind
@@ -59,19 +59,19 @@ def keep(problem: Problem) -> Keeping:
     if problem.dtype == "fp32":
         k_exp = {buffer: kept.take(problem.K, "int32") for buffer in ("a", "b")}
         moved = kept.take(cdiv(problem.K, BALANCE_BLOCK), "int32")
-        maxima = None
-        if packing_passes(problem, "b") == 2:
-            maxima = workspace.take(problem.N, "int32")
-            launches.append(forget_launch(maxima))
-        balance = Balance(k_exp, moved, 0, 0, {"a": None, "b": maxima})
+        maxima = {"a": None, "b": None}
+        if counts := count_maxima(problem, "b"):
+            maxima["b"] = workspace.take(sum(counts), "int32")
+            launches.append(forget_launch(maxima["b"], *counts))
+        balance = Balance(k_exp, moved, 0, 0, maxima)
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
     tiles = TILES[problem.arch.name, operand_kind(problem, True, True)]
     widest = max(round_up(problem.N, tile.block_n) for tile in tiles) - problem.N
     slack = max(0, widest - wrap)
-    operand, packing = pack_operand(
+    operand, launch = pack_operand(
         problem, "b", balance, slack, wrap, KEPT_ALIGNMENT, problem.K, kept
     )
-    launches = chained([*launches, *packing], problem.arch.overlaps)
+    launches = chained([*launches, launch], problem.arch.overlaps)
     return Keeping(operand, balance, launches, kept.size, workspace.size)
 
 
@@ -84,7 +84,8 @@ def kept_balance(
     is of one batch item.
     """
     balance = keep(problem).balance
-    if packing_passes(problem, "a") == 1:
+    counts = count_maxima(problem, "a")
+    if counts is None:
         return balance, None
-    maxima: Pointer = workspace.take(problem.M, "int32")
-    return replace(balance, maxima={"a": maxima, "b": None}), forget_launch(maxima)
+    maxima = workspace.take(sum(counts), "int32")
+    return replace(balance, maxima={"a": maxima, "b": None}), forget_launch(maxima, *counts)

@@ -31,8 +31,8 @@ KERNELS = {
     "balance": balance.balance_kernel,
     "forget": balance.forget_kernel,
     "pack_rows": pack.pack_rows_kernel,
-    "row_max": pack.row_max_kernel,
-    "pack_tiles": pack.pack_tiles_kernel,
+    "pack_strips": pack.pack_strips_kernel,
+    "copy_tiles": pack.copy_tiles_kernel,
     "gemm": gemm.gemm_kernel,
     "reduce": gemm.reduce_kernel,
     "gemv": gemv.gemv_kernel,
@@ -156,8 +156,13 @@ def run_launches(
 def launch_options(step: Launch) -> dict[str, int | bool]:
     """Triton's options of a launch."""
     options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
-    # The interpreter does not know the option.
-    return options | ({"launch_pdl": True} if step.dependent and not INTERPRETED else {})
+    if INTERPRETED:  # it does not know the others
+        return options
+    if step.max_registers:
+        options["maxnreg"] = step.max_registers
+    if step.dependent:
+        options["launch_pdl"] = True
+    return options
 
 
 def resolve(

@@ -52,6 +52,7 @@ class Launch:
         args: the kernel's arguments in order: addresses, sizes, strides; None for an unused one.
         constexprs: its compile-time arguments.
         num_warps, num_stages: Triton's options of these names.
+        max_registers: that a thread may take; None: as many as the compiler likes.
         shared_memory: bytes of shared memory a block uses, as the plan sums them.
         dependent: whether it may start before the launch ahead of it has ended (kernels/chain.py).
     """
@@ -62,6 +63,7 @@ class Launch:
     constexprs: dict[str, int | bool | str] = field(hash=False)
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int | None = None
     shared_memory: int = 0
     dependent: bool = False
 

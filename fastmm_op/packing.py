@@ -4,12 +4,20 @@ from dataclasses import dataclass
 
 from fastmm_op.choices import longest_row_in_registers
 from fastmm_op.launches import Launch, Pointer, Workspace
-from fastmm_op.problem import Problem, cdiv, next_power_of_two, round_up, runs_along_k
+from fastmm_op.problem import ITEMSIZE, Problem, cdiv, next_power_of_two, round_up, runs_along_k
 
+# Those of kernels/pack.py.
+PACKING_KERNELS = ("pack_rows", "pack_strips", "copy_tiles")
 # Packed rows are a whole number of GEMM K-blocks, so no K tail is left to mask.
 PACK_ALIGNMENT = 64
-# What a program reads that finds maxima, (rows, K), of operands that are K-major and others.
-ROW_MAX_BLOCKS = {True: (16, 512), False: (128, 64)}
+# What a program takes of rows that none can hold: (rows, K), of K-major operands and of others. The
+# first reading is so many bytes ahead of the second: more than programs in flight have, few enough
+# for L2 to hold (benchmarks/results/NVIDIA_H100_80GB_HBM3/strips_2026-11-27.txt).
+STRIP_BLOCKS = {True: (16, 256), False: (32, 128)}
+BYTES_AHEAD = 8 * 2**20
+# With two parts, registers that leave room for five of those programs on an SM of Hopper. A few are
+# spilled for it, and still packing is up to 12 % faster where elements are read one by one.
+STRIP_REGISTERS = 96
 # Of K, a program that balances the operands looks at so much.
 BALANCE_BLOCK = 128
 # Maxima that a program of the forget kernel prepares.
@@ -44,8 +52,8 @@ class Balance:
         k_exp: of ``"a"`` and ``"b"``, for every k.
         moved: for each BALANCE_BLOCK of K, whether any of them is not zero.
         k_exp_stride, moved_stride: to the next batch item's; 0 if all share them.
-        maxima: of ``"a"`` and ``"b"``, where the largest exponent of each row goes; None for an
-            operand that is packed in one read.
+        maxima: of ``"a"`` and ``"b"``, what pack_strips finds out about rows and strips; None for
+            an operand that is packed otherwise.
     """
 
     k_exp: dict[str, Pointer]
@@ -67,23 +75,21 @@ def balance_operands(
     groups = balance_groups(problem)
     shared = groups < problem.batch
     blocks = cdiv(problem.K, BALANCE_BLOCK)
-    counts = {
-        buffer: packed_items(problem, buffer) * rows if packing_passes(problem, buffer) == 2 else 0
-        for buffer, rows in (("a", problem.M), ("b", problem.N))
-    }
+    counts = {buffer: count_maxima(problem, buffer) for buffer in ("a", "b")}
     balance = Balance(
         {buffer: workspace.take(groups * problem.K, "int32") for buffer in counts},
         workspace.take(groups * blocks, "int32"),
         0 if shared else problem.K,
         0 if shared else blocks,
-        {name: workspace.take(n, "int32") if n else None for name, n in counts.items()},
+        {name: workspace.take(sum(n), "int32") if n else None for name, n in counts.items()},
     )
     launch = Launch(
         "balance",
         groups * blocks,
         (Pointer("a", problem.dtype), Pointer("b", problem.dtype))
         + (*balance.k_exp.values(), balance.moved, *balance.maxima.values())
-        + (problem.M, problem.N, problem.K, k_total, problem.batch // groups, *counts.values())
+        + (problem.M, problem.N, problem.K, k_total, problem.batch // groups)
+        + (*(counts["a"] or (0, 0)), *(counts["b"] or (0, 0)))
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride),
         {"BLOCK_K": BALANCE_BLOCK},
@@ -92,10 +98,10 @@ def balance_operands(
     return balance, launch
 
 
-def forget_launch(maxima: Pointer) -> Launch:
+def forget_launch(maxima: Pointer, rows: int, strips: int) -> Launch:
     """Prepares a Balance's maxima where no ``balance`` launch does."""
     return Launch(
-        "forget", cdiv(maxima.elements, FORGET_BLOCK), (maxima, maxima.elements), {}, num_warps=4
+        "forget", cdiv(rows + strips, FORGET_BLOCK), (maxima, rows, strips), {}, num_warps=4
     )
 
 
@@ -110,11 +116,19 @@ def packed_items(problem: Problem, buffer: str) -> int:
     return 1 if operand.batch_stride == 0 else problem.batch
 
 
-def packing_passes(problem: Problem, buffer: str) -> int:
-    """How often packing reads the operand: a row's scale is known only after the whole row."""
+def scaled_in_strips(problem: Problem, buffer: str) -> bool:
+    """Whether an operand that is scaled is read twice: its scales are known after whole rows."""
     operand = problem.a if buffer == "a" else problem.b
-    in_registers = longest_row_in_registers(operand) >= problem.K
-    return 1 if problem.dtype != "fp32" or in_registers else 2
+    return problem.dtype == "fp32" and longest_row_in_registers(operand) < problem.K
+
+
+def count_maxima(problem: Problem, buffer: str) -> tuple[int, int] | None:
+    """The rows and strips, of all batch items, that pack_strips remembers something of."""
+    if not scaled_in_strips(problem, buffer):
+        return None
+    operand, rows = (problem.a, problem.M) if buffer == "a" else (problem.b, problem.N)
+    items, (block_r, _) = packed_items(problem, buffer), STRIP_BLOCKS[operand.k_major]
+    return items * rows, items * cdiv(rows, block_r)
 
 
 def block_spans(row_stride: int, k_stride: int, packed_pitch: int) -> tuple[int, int]:
@@ -131,8 +145,8 @@ def pack_operand(
     alignment: int,
     k_total: int,
     workspace: Workspace,
-) -> tuple[GemmOperand, list[Launch]]:
-    """The launches that pack one operand into the workspace, and where they leave it.
+) -> tuple[GemmOperand, Launch]:
+    """The launch that packs one operand into the workspace, and where it leaves it.
 
     Args:
         buffer: ``"a"`` or ``"b"``.
@@ -161,57 +175,53 @@ def pack_operand(
     source = Pointer(buffer, problem.dtype)
     strides = (operand.batch_stride, operand.row_stride, operand.k_stride)
     sizes = (rows, problem.K, k_total, wrap)
-    launches = []
     # On the H200 the hint gains nothing, and costs 7 % where K is long (benchmarks/results/
     # NVIDIA_H200/study_2026-11-25.txt); what an RTX 4090 makes of it is a prediction.
     last_read = {"LAST_READ": "" if problem.arch.wgmma else "evict_first"}
 
     def blocks_of(block_r: int, block_k: int) -> dict[str, int | bool]:
         """The constants of a kernel whose blocks are so large."""
-        sizes = {"BLOCK_R": block_r, "BLOCK_K": block_k, "BALANCE_BLOCK": BALANCE_BLOCK}
         spans = block_spans(operand.row_stride, operand.k_stride, parts * pitch)
-        return sizes | {"WIDE": max(spans) >= 2**31}
+        return {"BLOCK_R": block_r, "BLOCK_K": block_k, "WIDE": max(spans) >= 2**31}
 
-    if scaled and maxima is None:
+    def count_blocks(block_r: int) -> int:
+        return cdiv(rows, block_r) + cdiv(wrap, block_r)
+
+    scales = {"PARTS": parts, "BALANCE_BLOCK": BALANCE_BLOCK}
+    if not scaled:
+        block_r, block_k = (16, 256) if operand.k_major else (64, 64)
+        launch = Launch(
+            "copy_tiles",
+            batch * count_blocks(block_r) * cdiv(pitch, block_k),
+            (source, packed, *sizes, *strides, pitch),
+            {"INTERLEAVED": problem.b.shifted} | blocks_of(block_r, block_k) | last_read,
+            num_warps=4,
+        )
+    elif maxima is None:
         block_k = next_power_of_two(pitch)
         # Along memory: whole rows, or neighbours in at least one sector of a column's elements; so
         # few that an SM holds several programs.
         block_r = max(1, 2048 // block_k) if operand.k_major else max(8, min(64, 8192 // block_k))
-        launches.append(
-            Launch(
-                "pack_rows",
-                batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)),
-                (source, packed, row_exp, k_exp, moved, *sizes, *strides, pitch, *balance_strides),
-                {"PARTS": parts, "K_MAJOR": operand.k_major, **blocks_of(block_r, block_k)}
-                | last_read,
-                num_warps=8 if block_k * block_r > 4096 else 4,
-            )
+        launch = Launch(
+            "pack_rows",
+            batch * count_blocks(block_r),
+            (source, packed, row_exp, k_exp, moved, *sizes, *strides, pitch, *balance_strides),
+            {"K_MAJOR": operand.k_major} | scales | blocks_of(block_r, block_k) | last_read,
+            num_warps=8 if block_k * block_r > 4096 else 4,
         )
     else:
-        if scaled:
-            block_r, block_k = ROW_MAX_BLOCKS[operand.k_major]
-            launches.append(
-                Launch(
-                    "row_max",
-                    batch * cdiv(rows, block_r) * cdiv(problem.K, block_k),
-                    (source, maxima, k_exp, moved, rows, problem.K, k_total)
-                    + (*strides, *balance_strides),
-                    blocks_of(block_r, block_k),
-                    num_warps=8,
-                )
-            )
-        block_r, block_k = (16, 256) if operand.k_major else (64, 64)
-        launches.append(
-            Launch(
-                "pack_tiles",
-                batch * (cdiv(rows, block_r) + cdiv(wrap, block_r)) * cdiv(pitch, block_k),
-                (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
-                + (pitch, *balance_strides),
-                {"SCALED": scaled, "INTERLEAVED": problem.b.shifted, "PARTS": parts}
-                | blocks_of(block_r, block_k)
-                | last_read,
-                num_warps=4 * parts,
-            )
+        block_r, block_k = STRIP_BLOCKS[operand.k_major]
+        to_measure = cdiv(rows, block_r) * cdiv(problem.K, block_k)
+        ahead = BYTES_AHEAD // (block_r * block_k * ITEMSIZE["fp32"])
+        few_registers = problem.arch.wgmma and parts == 2 and not operand.k_major
+        launch = Launch(
+            "pack_strips",
+            batch * (to_measure + count_blocks(block_r) * cdiv(pitch, block_k)),
+            (source, packed, maxima, row_exp, k_exp, moved, *sizes, *strides)
+            + (pitch, *balance_strides),
+            {"AHEAD": ahead} | scales | blocks_of(block_r, block_k),
+            num_warps=4,
+            max_registers=STRIP_REGISTERS if few_registers else None,
         )
     shared = operand.batch_stride == 0
     packed_operand = GemmOperand(
@@ -223,4 +233,4 @@ def pack_operand(
         row_exp_stride=0 if shared else rows,
         lo_offset=pitch if parts == 2 else 0,
     )
-    return packed_operand, launches
+    return packed_operand, launch

@@ -95,8 +95,7 @@ def product_launches(
         launches += [launch] if launch else []
     a, pack_a = gemm_operand(problem, choice, "a", balance, k_total, workspace)
     b, pack_b = gemm_operand(problem, choice, "b", balance, k_total, workspace)
-    # What is read twice goes first: L2 keeps it for its second reading, and then what was packed.
-    launches += pack_b + pack_a if len(pack_b) > len(pack_a) else pack_a + pack_b
+    launches += pack_a + pack_b
     target = c
     if choice.split > 1:
         partial_sums = choice.split * problem.batch * problem.M * problem.N
@@ -163,7 +162,10 @@ def gemm_operand(
     wrap = 0
     if buffer == "b" and row_classes(problem, choice) > 1:
         wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1
-    return pack_operand(problem, buffer, balance, slack, wrap, alignment, k_total, workspace)
+    operand, launch = pack_operand(
+        problem, buffer, balance, slack, wrap, alignment, k_total, workspace
+    )
+    return operand, [launch]
 
 
 def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:

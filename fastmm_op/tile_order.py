@@ -3,8 +3,10 @@
 from fastmm_op.problem import ITEMSIZE, Problem, cdiv
 from fastmm_op.tiles import OPERAND_BYTES, Choice, operand_kind
 
-# For the persistent kernel 4, 8 and 16 differ by no more than runs do
-# (benchmarks/results/NVIDIA_H200/study_2026-11-22.txt).
+# Where L2 does not hold B: few groups, each of which reads it again.
+LARGE_GROUP = 16
+# Of Hopper's persistent kernel, where L2 does (benchmarks/results/NVIDIA_H100_80GB_HBM3/
+# groups_2026-11-27.txt).
 HOPPER_GROUP = 4
 # The part of L2 that holds what is used again; the rest is on its way to or from memory.
 L2_SHARE = 0.75
@@ -17,12 +19,12 @@ def group_m(problem: Problem, choice: Choice) -> int:
     first group reads it from memory, so groups are small enough for that; else few and large.
     """
     tile = choice.tile
-    if tile.kernel == "gemm_hopper":
-        return HOPPER_GROUP
     size = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
     k_bytes = cdiv(problem.K, choice.split) * size
     room = L2_SHARE * problem.arch.l2_bytes - problem.N * k_bytes
     if room < 0:
-        return 16
+        return LARGE_GROUP
+    if tile.kernel == "gemm_hopper":
+        return HOPPER_GROUP
     rows = tile.block_m * (k_bytes + problem.N * ITEMSIZE[problem.dtype])
     return next((group for group in (8, 4) if group * rows <= room), 2)

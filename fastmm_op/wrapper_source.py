@@ -14,7 +14,7 @@ from dataclasses import replace
 from fastmm_op.formula import Formula, node_of
 from fastmm_op.kernel_source import Definition, find_kernel
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
-from fastmm_op.packing import block_spans
+from fastmm_op.packing import PACKING_KERNELS, block_spans
 from fastmm_op.problem import COPY_BYTES, MIN_K_OF_PARTS, Operand, Problem
 
 TORCH_DTYPES = {
@@ -175,8 +175,8 @@ class Wrapper:
         if step.kernel == "pack_rows":
             width = constant["BLOCK_K"]
             yield f"{self.expression(arg['pitch'])} <= {width}", f"K must be at most {width}"
-        if "pack" in step.kernel and not constant["WIDE"]:
-            packed_pitch = constant["PARTS"] * arg["pitch"]
+        if step.kernel in PACKING_KERNELS and not constant["WIDE"]:
+            packed_pitch = constant.get("PARTS", 1) * arg["pitch"]
             spans = block_spans(arg["stride_xr"], arg["stride_xk"], packed_pitch)
             yield self.narrow(spans), "no two elements of one block may be 2**31 elements apart"
         if step.kernel == "gemv":

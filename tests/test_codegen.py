@@ -32,12 +32,16 @@ def problem(arch: str, m: int, k: int, n: int, dtype="fp32", precision="tf32") -
 
 @cache
 def compiled(p: Problem, step: Launch):
-    """(resources, PTX) of a launch; whatever it is, it fits its card and spills nothing."""
+    """(resources, PTX) of a launch; whatever it is, it fits its card and spills nothing.
+
+    Where the plan limits registers, which it does for speed, a few may be spilled.
+    """
     from fastmm_op.codegen import compile_launch, resources
 
     kernel = compile_launch(p, step)
     found = resources(kernel)
-    assert found.spills == 0
+    assert found.spills <= (16 if step.max_registers else 0)
+    assert found.registers <= (step.max_registers or 255)
     assert found.shared_memory <= p.arch.shared_memory
     if step.shared_memory:
         assert found.shared_memory <= step.shared_memory, "more than the plan's own sum"
@@ -171,11 +175,14 @@ def test_hopper_reads_a_by_classes(m, epilogue) -> None:
             compiled(p, step)
 
 
-@pytest.mark.parametrize("kernel", ["pack_rows", "row_max", "pack_tiles", "reduce"])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("pack_rows", "fp32"), ("pack_strips", "fp32"), ("copy_tiles", "bf16"), ("reduce", "fp32")],
+)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_other_kernels(arch, kernel) -> None:
-    """Of one plan that has them all: A's rows are contiguous, B's columns are not, K is split."""
-    p = problem(arch, 255, 4097, 257)
+def test_other_kernels(arch, kernel, dtype) -> None:
+    """Of a plan with all kinds: A's rows are contiguous, B's columns are not, K is split."""
+    p = problem(arch, 255, 4097, 257, dtype)
     compiled(p, best(p, pack=True, split=True)[kernel])
 
 
@@ -199,7 +206,7 @@ def suite_launches(arch: str, precision: str = "tf32") -> dict[str, tuple[Proble
 # (the kernels of a8d8f11c: 4096 bytes with 3.6, 512 with the later ones), so a bound is all that
 # can be known.
 PLANNED = {"gemm", "gemv"}
-EXCHANGES = {"balance", "pack_rows", "row_max", "pack_tiles", "reduce"}
+EXCHANGES = {"balance", "pack_rows", "pack_strips", "copy_tiles", "reduce"}
 
 
 def block_bytes(step: Launch) -> int:
@@ -220,7 +227,7 @@ def test_the_suite_on_the_4090(precision) -> None:
     launches = suite_launches("sm_89", precision)
     done = set(suite_launches("sm_89")) if precision != "tf32" else set()
     steps = {key: found for key, found in launches.items() if key not in done}
-    assert {step.kernel for _, step in steps.values()} >= {"gemm", "pack_rows", "pack_tiles"}
+    assert {step.kernel for _, step in steps.values()} >= {"gemm", "pack_rows", "pack_strips"}
     for p, step in steps.values():
         found, _ = compiled(p, step)
         if step.kernel in PLANNED:
@@ -255,12 +262,13 @@ def test_tiles_of_two_warps_do_not_spill(layout) -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_what_packing_reads_for_the_last_time_may_leave_l2(arch) -> None:
-    """On Ada; not the first of two readings, nor what was packed."""
+    """On Ada; of strips everywhere. What is read again may stay, and so may what was packed."""
     steps = best(problem(arch, *SEED), pack=True)
-    for name in ("pack_rows", "pack_tiles", "row_max"):
-        found, _ = compiled(problem(arch, *SEED), steps[name])
-        loads = found.count("LDG.E.EF")
-        assert (loads > 0) == (name != "row_max" and arch == "sm_89")
+    rows, _ = compiled(problem(arch, *SEED), steps["pack_rows"])
+    assert (rows.count("LDG.E.EF") > 0) == (arch == "sm_89")
+    strips, _ = compiled(problem(arch, *SEED), steps["pack_strips"])
+    assert strips.count("LDG.E.EF") == strips.count("LDG.E.EL") == 32, "a tile each, by 4 warps"
+    for found in (rows, strips):
         assert found.count("STG.E.EF") == 0
 
 
@@ -355,7 +363,7 @@ def test_a_prepacked_weight(precision, arch) -> None:
     )  # fmt: skip
     packed = [c for c in choices(p) if c.pack_b and c.split == c.tail_split == 1]
     plan = write_plan(p, min(packed, key=lambda c: estimate(p, c)))
-    assert [step.kernel for step in plan.launches][:-1] == ["forget", "row_max", "pack_tiles"]
-    assert [step.kernel for step in keep(p).launches] == ["forget", "row_max", "pack_tiles"]
+    assert [step.kernel for step in plan.launches][:-1] == ["forget", "pack_strips"]
+    assert [step.kernel for step in keep(p).launches] == ["forget", "pack_strips"]
     for step in (*keep(p).launches, *plan.launches):
         compiled(p, step)

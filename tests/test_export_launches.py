@@ -19,6 +19,7 @@ from exports import ALL, Case, every_case, load
 from fastmm_op import kernel_source
 from fastmm_op.arch import ARCHES
 from fastmm_op.launches import Launch, Plan, Pointer
+from fastmm_op.packing import PACKING_KERNELS
 from fastmm_op.problem import round_up
 
 pytestmark = pytest.mark.interpreted
@@ -51,7 +52,7 @@ def recording(case: Case, folder: Path) -> tuple[ModuleType, list]:
 # What may be another constant than the planner would write for a problem: a case that is left out
 # for speed only, and the blocks of kernels that take any size.
 ALWAYS_RIGHT = {"EVEN_K": False, "WIDE": True, "A_ALIGN": 1, "B_ALIGN": 1}
-ANY_BLOCK = ("row_max", "pack_tiles", "reduce", "gemv")
+ANY_BLOCK = ("pack_strips", "copy_tiles", "reduce", "gemv")
 
 
 def is_right(step: Launch, name: str, needed: object) -> bool:
@@ -89,7 +90,7 @@ def by_operand(plan: Plan) -> dict[str, list[Launch]]:
     """The launches that prepare each operand, and those of the product."""
     groups: dict[str, list[Launch]] = {}
     for step in plan.launches:
-        packs = step.kernel in ("pack_rows", "row_max", "pack_tiles")
+        packs = step.kernel in PACKING_KERNELS
         groups.setdefault(step.args[0].buffer if packs else "product", []).append(step)
     return groups
 

@@ -240,6 +240,28 @@ def test_streams_and_threads() -> None:
         assert all(pool.map(work, range(4)))
 
 
+def test_programs_that_wait_on_many_streams() -> None:
+    """Of pack_strips, whose programs wait for others: many kernels share the card's room."""
+    from fastmm_op import launch
+
+    a, b = (x[None] for x in inputs(256, 4097, 4096))
+    p = launch.describe(a, b, "tf32", launch.device_arch(torch.cuda.current_device()))
+    plan = write_plan(p, next(c for c in choices(p) if c.pack_a and c.slabs == 1))
+    assert "pack_strips" in [step.kernel for step in plan.launches]
+    like_c = torch.full((1, 256, 4096), torch.nan, device="cuda")
+    want = like_c.clone()
+    launch.run_plan(plan, a, b, want)
+    torch.cuda.synchronize()
+    outs = []
+    for _ in range(32):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(4):
+                outs.append(like_c.clone())
+                launch.run_plan(plan, a, b, outs[-1])
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, want) for out in outs)
+
+
 def test_runs_on_the_current_stream() -> None:
     """What was queued before it on the same stream is done before it."""
     a, b = inputs(1021, 1031, 1033)

@@ -108,7 +108,7 @@ def test_outlines() -> None:
         """\
 seed: packed: pack_rows gemm
 seed in full, Hopper: packed+tail: pack_rows gemm_hopper reduce_tail
-a long K: packed: forget row_max pack_tiles gemm
-bf16: packed: pack_tiles gemm
+a long K: packed: forget pack_strips gemm
+bf16: packed: copy_tiles gemm
 aligned bf16: direct: gemm""",
     )

@@ -17,6 +17,7 @@ from fastmm_op.card import card_of
 from fastmm_op.choices import choices, slabs_as_batch
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
+from fastmm_op.packing import PACKING_KERNELS
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import PRECISIONS, Epilogue, Operand, Problem
@@ -117,28 +118,29 @@ def row_tiles(arg: dict, block_m: int) -> int:
 
 def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
     """How far past each pointer that may be workspace a kernel reads or writes, in elements."""
-    if step.kernel in ("pack_rows", "pack_tiles"):
-        blocks = sum(-(-rows // arg["BLOCK_R"]) for rows in (arg["R"], arg["wrap"]))
-        if step.kernel == "pack_tiles":
+    if step.kernel in PACKING_KERNELS:
+        strips, wraps = (-(-rows // arg["BLOCK_R"]) for rows in (arg["R"], arg["wrap"]))
+        blocks = strips + wraps
+        if step.kernel != "pack_rows":
             blocks *= -(-arg["pitch"] // arg["BLOCK_K"])
-        assert step.grid % blocks == 0
-        rows = step.grid // blocks * arg["R"]
-        k_exp = span((step.grid // blocks, arg["K"]), (arg["stride_k_exp"], 1))
-        packed = (rows + arg["wrap"]) * arg["PARTS"] * arg["pitch"]
-        moved = moved_elements(step.grid // blocks, arg)
-        reached = {"packed_ptr": packed, "exp_ptr": rows, "k_exp_ptr": k_exp, "moved_ptr": moved}
-        return reached | {"largest_ptr": rows}
-    if step.kernel == "row_max":
-        batch = step.grid // -(-arg["K"] // arg["BLOCK_K"]) // -(-arg["R"] // arg["BLOCK_R"])
+        if step.kernel == "pack_strips":
+            blocks += strips * -(-arg["K"] // arg["BLOCK_K"])
+        batch, rest = divmod(step.grid, blocks)
+        assert rest == 0
+        rows = batch * arg["R"]
+        packed = (rows + arg["wrap"]) * arg.get("PARTS", 1) * arg["pitch"]
+        if step.kernel == "copy_tiles":
+            return {"packed_ptr": packed}
         k_exp = span((batch, arg["K"]), (arg["stride_k_exp"], 1))
         moved = moved_elements(batch, arg)
-        return {"largest_ptr": batch * arg["R"], "k_exp_ptr": k_exp, "moved_ptr": moved}
+        reached = {"packed_ptr": packed, "exp_ptr": rows, "k_exp_ptr": k_exp, "moved_ptr": moved}
+        return reached | {"largest_ptr": rows + batch * strips}
     if step.kernel == "forget":
-        return {"largest_ptr": arg["count"]}
+        return {"largest_ptr": arg["rows"] + arg["strips"]}
     if step.kernel == "balance":
         groups = step.grid // -(-arg["K"] // arg["BLOCK_K"])
         exponents = dict.fromkeys(("a_exp_ptr", "b_exp_ptr"), groups * arg["K"])
-        maxima = {"a_largest_ptr": arg["a_count"], "b_largest_ptr": arg["b_count"]}
+        maxima = {f"{x}_largest_ptr": arg[f"{x}_rows"] + arg[f"{x}_strips"] for x in "ab"}
         return exponents | maxima | {"moved_ptr": step.grid}
     if step.kernel == "gemv":
         return {"y_ptr": arg["split_k"] * arg["batch"] * arg["R"]}
@@ -610,9 +612,9 @@ def test_outlines() -> None:
     expecttest.assert_expected_inline(
         text,
         """\
-seed, fp32: packed: balance row_max pack_tiles pack_rows gemm
-seed, bf16: packed: pack_tiles pack_tiles gemm
-seed, fp32 in full: packed: balance row_max pack_tiles pack_rows gemm
+seed, fp32: packed: balance pack_rows pack_strips gemm
+seed, bf16: packed: copy_tiles copy_tiles gemm
+seed, fp32 in full: packed: balance pack_rows pack_strips gemm
 64^3: direct: gemm
 4096^3, fp16: direct: gemm
 256x524288x256: direct+split: gemm reduce""",

@@ -48,7 +48,7 @@ def test_the_driver_is_given_the_same_both_ways(tmp_path) -> None:
     command = [sys.executable, HERE / "launches_without_a_gpu.py"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    started = {"balance", "pack_rows", "row_max", "pack_tiles", "gemm_hopper", "reduce_tail"}
+    started = {"balance", "pack_rows", "pack_strips", "gemm_hopper", "reduce_tail"}
     assert set(done.stdout.split()) == {"direct", *started, "gemm", "reduce"}
 
 

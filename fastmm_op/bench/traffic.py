@@ -7,6 +7,7 @@ from fastmm_op.bench.gpu_model import Kernel, global_bytes
 from fastmm_op.bench.l2 import Cache, Tiles, waves
 from fastmm_op.codegen import Resources
 from fastmm_op.launches import Launch, Pointer
+from fastmm_op.packing import PACKING_KERNELS
 from fastmm_op.problem import ITEMSIZE, cdiv
 
 
@@ -38,22 +39,23 @@ def key(pointer: Pointer) -> tuple[str, int]:
     return pointer.buffer, pointer.offset
 
 
-def packed_panels(step: Step, rows: int, reverse: bool) -> Iterator[tuple[tuple[int, int], int]]:
+def packed_panels(step: Step, rows: int) -> Iterator[tuple[tuple[int, int], int]]:
     """(item and number, rows) of an operand's panels in the order in which packing walks them."""
-    total, items = step.args["R"], range(operand_items(step))
-    panels = [(item, panel) for item in items for panel in range(cdiv(total, rows))]
-    for item, panel in reversed(panels) if reverse else panels:
-        yield (item, panel), min(rows, total - panel * rows)
+    total = step.args["R"]
+    for item in range(operand_items(step)):
+        for panel in range(cdiv(total, rows)):
+            yield (item, panel), min(rows, total - panel * rows)
 
 
 def operand_items(step: Step) -> int:
     """Batch items that a packing kernel goes through, read off its grid."""
     args, constexprs = step.args, step.launch.constexprs
-    blocks = sum(cdiv(rows, constexprs["BLOCK_R"]) for rows in (args["R"], args.get("wrap", 0)))
-    if step.launch.kernel == "pack_tiles":
+    strips, wraps = (cdiv(rows, constexprs["BLOCK_R"]) for rows in (args["R"], args["wrap"]))
+    blocks = strips + wraps
+    if step.launch.kernel != "pack_rows":
         blocks *= cdiv(args["pitch"], constexprs["BLOCK_K"])
-    if step.launch.kernel == "row_max":
-        blocks *= cdiv(args["K"], constexprs["BLOCK_K"])
+    if step.launch.kernel == "pack_strips":
+        blocks += strips * cdiv(args["K"], constexprs["BLOCK_K"])
     return step.launch.grid // blocks
 
 
@@ -71,24 +73,18 @@ def blocks_along_k(step: Step) -> int:
 
 
 def pack(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
+    """Whole rows, or tiles, each once; strips a second time, soon after the first."""
     source, target = step.args["x_ptr"], step.args["packed_ptr"]
     read = step.args["K"] * ITEMSIZE[source.dtype]
-    written = step.args["pitch"] * 2 * step.launch.constexprs["PARTS"]
-    reverse = step.launch.kernel == "pack_tiles"
+    written = step.args["pitch"] * 2 * step.launch.constexprs.get("PARTS", 1)
+    in_strips = step.launch.kernel == "pack_strips"
     # EF: "evict first".
     again = not any(name.startswith("LDG.E.EF") for name in step.found.opcodes)
-    for panel, height in packed_panels(step, rows[source.buffer], reverse):
+    for panel, height in packed_panels(step, rows[source.buffer]):
+        if in_strips:
+            cache.read((*key(source), *panel), height * read)
         cache.read((*key(source), *panel), height * read, again)
         cache.write((*key(target), *panel), height * written)
-    return 0.0
-
-
-def row_max(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
-    source = step.args["x_ptr"]
-    read = step.args["K"] * ITEMSIZE[source.dtype]
-    for panel, height in packed_panels(step, rows[source.buffer], False):
-        cache.read((*key(source), *panel), height * read)
-        cache.write((*key(step.args["largest_ptr"]), *panel), height * 4)
     return 0.0
 
 
@@ -187,11 +183,11 @@ def gemv(step: Step, cache: Cache, rows: dict[str, int], slots: int) -> float:
 TRAFFIC: dict[str, Callable[[Step, Cache, dict[str, int], int], float]] = {
     "balance": balance,
     "pack_rows": pack,
-    "row_max": row_max,
-    "pack_tiles": pack,
+    "pack_strips": pack,
+    "copy_tiles": pack,
     "gemm": gemm,
     "reduce": reduce,
     "gemv": gemv,
 }
 # Kernels whose blocks share nothing: what they exchange with the cache is each panel once.
-SHARE_NOTHING = {"pack_rows", "row_max", "pack_tiles"}
+SHARE_NOTHING = PACKING_KERNELS

@@ -26,10 +26,10 @@ SPREAD = tl.constexpr(16)
 
 
 @triton.jit
-def sampled_exponents(
+def load_samples(
     x_ptr, item, items, R, offs_k, mask_k, stride_xb, stride_xr, stride_xk,
 ):  # fmt: skip
-    """The largest exponent at each k among sampled rows of items [item, item + items)."""
+    """Sampled rows of items [item, item + items) at each k."""
     sample = tl.arange(0, SAMPLES)
     rows = tl.cast(R, tl.int64) * items
     row = tl.minimum(sample // RUN * (rows // (SAMPLES // RUN)) + sample % RUN, rows - 1)
@@ -38,30 +38,35 @@ def sampled_exponents(
     else:
         starts = row * stride_xr
     x_ptrs = x_ptr + item * stride_xb + (starts[:, None] + offs_k[None, :] * stride_xk)
-    x = tl.load(x_ptrs, mask=mask_k[None, :], other=0.0)
-    return exponent_of(tl.max(finite_magnitude(x), 0))
+    return tl.load(x_ptrs, mask=mask_k[None, :], other=0.0)
 
 
 @triton.jit
-def forget_maxima(largest_ptr, count):
-    """Fill (count,) with NO_EXPONENT, shared out among all programs."""
+def largest_exponents(samples):
+    """The largest exponent at each k."""
+    return exponent_of(tl.max(finite_magnitude(samples), 0))
+
+
+@triton.jit
+def forget_maxima(largest_ptr, rows, strips):
+    """NO_EXPONENT for each row, then zero for each strip, shared out among all programs."""
     BLOCK: tl.constexpr = 1024
+    count = rows + strips
     for first in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
         offs = first + tl.arange(0, BLOCK)
-        nothing = tl.full((BLOCK,), NO_EXPONENT, tl.int32)
-        tl.store(largest_ptr + offs, nothing, mask=offs < count)
+        tl.store(largest_ptr + offs, tl.where(offs < rows, NO_EXPONENT, 0), mask=offs < count)
 
 
 @triton.jit
 def forget_kernel(
-    largest_ptr,  # (count,) int32
-    count,
+    largest_ptr,  # (rows + strips,) int32
+    rows, strips,
     WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
-    """What row_max_kernel needs where balance_kernel, which does it on the way, is not run."""
+    """What pack_strips_kernel needs where balance_kernel, which does it on the way, is not run."""
     let_next_start(LETS_NEXT)
     wait_for_previous(WAITS)
-    forget_maxima(largest_ptr, count)
+    forget_maxima(largest_ptr, rows, strips)
 
 
 @triton.jit
@@ -71,8 +76,9 @@ def balance_kernel(
     a_exp_ptr,  # (batch / items, K) int32: e
     b_exp_ptr,  # (batch / items, K) int32: -e
     moved_ptr,  # (batch / items, cdiv(K, BLOCK_K)) int32: whether any e there is not zero
-    a_largest_ptr, b_largest_ptr,  # (a_count,), (b_count,) int32 for row_max_kernel, or None
-    M, N, K, K_total, items, a_count, b_count,
+    a_largest_ptr, b_largest_ptr,  # (rows + strips,) int32 for pack_strips_kernel, or None
+    M, N, K, K_total, items,
+    a_rows, a_strips, b_rows, b_strips,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
     BLOCK_K: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
@@ -85,9 +91,9 @@ def balance_kernel(
     let_next_start(LETS_NEXT)
     wait_for_previous(WAITS)
     if a_largest_ptr is not None:
-        forget_maxima(a_largest_ptr, a_count)
+        forget_maxima(a_largest_ptr, a_rows, a_strips)
     if b_largest_ptr is not None:
-        forget_maxima(b_largest_ptr, b_count)
+        forget_maxima(b_largest_ptr, b_rows, b_strips)
     blocks_k = tl.cdiv(K, BLOCK_K)
     group = (tl.program_id(0) // blocks_k).to(tl.int64)
     item = group * items
@@ -97,19 +103,17 @@ def balance_kernel(
     mask_k = offs_k < item_K
     spread_k = tl.arange(0, SPREAD).to(tl.int64) * item_K // SPREAD
     everywhere = spread_k >= 0
-    a_exp = sampled_exponents(
-        a_ptr, item, items, M, offs_k, mask_k, stride_ab, stride_am, stride_ak
-    )
-    b_exp = sampled_exponents(
-        b_ptr, item, items, N, offs_k, mask_k, stride_bb, stride_bn, stride_bk
-    )
-    a_all = sampled_exponents(
+    # All loads are on their way before the first of them is waited for.
+    a = load_samples(a_ptr, item, items, M, offs_k, mask_k, stride_ab, stride_am, stride_ak)
+    b = load_samples(b_ptr, item, items, N, offs_k, mask_k, stride_bb, stride_bn, stride_bk)
+    a_all = load_samples(
         a_ptr, item, items, M, spread_k, everywhere, stride_ab, stride_am, stride_ak
     )
-    b_all = sampled_exponents(
+    b_all = load_samples(
         b_ptr, item, items, N, spread_k, everywhere, stride_bb, stride_bn, stride_bk
     )
-    usual = tl.max(b_all, 0) - tl.max(a_all, 0)
+    a_exp, b_exp = largest_exponents(a), largest_exponents(b)
+    usual = tl.max(largest_exponents(b_all), 0) - tl.max(largest_exponents(a_all), 0)
     difference = b_exp - a_exp - usual
     known = (tl.minimum(a_exp, b_exp) > NO_EXPONENT) & (tl.abs(usual) < -NO_EXPONENT // 2)
     moved = known & (tl.abs(difference) > DEADBAND)

@@ -158,106 +158,150 @@ def pack_rows_kernel(
 
 
 @triton.jit
-def row_max_kernel(
-    x_ptr,  # (batch, R, K), any strides
-    largest_ptr,  # (batch * R,) int32, NO_EXPONENT everywhere
-    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
-    R, K, K_total,
-    stride_xb, stride_xr, stride_xk,
-    stride_k_exp, stride_moved,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
+def load_tile(
+    x_ptr, source, first_k, count, K, stride_xr, stride_xk,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """The largest exponent of each row, balanced; one (BLOCK_R, BLOCK_K) tile a program."""
-    let_next_start(LETS_NEXT)
-    blocks_k = tl.cdiv(K, BLOCK_K)
-    blocks_r = tl.cdiv(R, BLOCK_R)
-    first_k = tl.program_id(0) % blocks_k * BLOCK_K
-    batch = (tl.program_id(0) // blocks_k // blocks_r).to(tl.int64)
-    K = item_k(K, K_total, batch)
-    first_r = (tl.program_id(0) // blocks_k % blocks_r).to(tl.int64) * BLOCK_R
+    """The (BLOCK_R, BLOCK_K) tile at row ``source`` and ``first_k``; zero past count rows and K."""
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
-    mask_r = offs_r < tl.minimum(R - first_r, BLOCK_R).to(tl.int32)
-    mask_k = offs_k < K - first_k
     at_r, at_k = offs_r, offs_k
     if WIDE:
         at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
-    x_ptr += batch * stride_xb + first_r * stride_xr + first_k.to(tl.int64) * stride_xk
+    x_ptr += source * stride_xr + first_k.to(tl.int64) * stride_xk
     x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-    magnitudes = finite_magnitude(
-        tl.load(x_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)
-    )
-    wait_for_previous(WAITS)
-    last_k = tl.minimum(first_k + BLOCK_K, K)
-    if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
-        k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
-        k_exp = tl.load(k_exp_ptrs, mask=mask_k, other=0)
-        largest = tl.max(exponent_of(magnitudes) + k_exp[None, :], 1)
-    else:
-        largest = exponent_of(tl.max(magnitudes, 1))
-    # Whichever program comes first, the largest is the same.
-    largest_ptrs = largest_ptr + (batch * R + first_r) + offs_r
-    tl.atomic_max(largest_ptrs, largest, mask=mask_r, sem="relaxed")
+    mask = (offs_r < count)[:, None] & (offs_k < K - first_k)[None, :]
+    return tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=EVICTION)
 
 
 @triton.jit
-def pack_tiles_kernel(
+def pack_strips_kernel(
     x_ptr,  # (batch, R, K), any strides
     packed_ptr,  # (batch * R + wrap, PARTS * pitch)
-    largest_ptr,  # (batch * R,) int32 of row_max_kernel, read if SCALED
-    exp_ptr,  # (batch * R,) int32, written if SCALED
-    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them, read if SCALED
+    largest_ptr,  # (batch * R + batch * strips,) int32: NO_EXPONENT for each row, then zeros
+    exp_ptr,  # (batch * R,) int32
+    k_exp_ptr, moved_ptr,  # as balance_kernel leaves them
     R, K, K_total, wrap,
     stride_xb, stride_xr, stride_xk,
     pitch, stride_k_exp, stride_moved,
-    SCALED: tl.constexpr, INTERLEAVED: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, LAST_READ: tl.constexpr,
-    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
+    BALANCE_BLOCK: tl.constexpr, WIDE: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
-    """Pack one (BLOCK_R, BLOCK_K) tile, scaled by the maxima of row_max_kernel or copied as it is.
+    """Scale and pack rows that no program can hold, in two reads, of which L2 serves the second.
 
-    Tiles are walked in the reverse of row_max_kernel's order: what it read last is still in L2.
+    A program takes one (BLOCK_R, BLOCK_K) tile of a strip of BLOCK_R rows. It measures the tile: it
+    raises the largest exponents of its rows, and counts the tile for its strip. Or it packs it, as
+    soon as all tiles of the strip are counted. The two kinds take turns, and measuring is a strip
+    and AHEAD tiles ahead: few enough that L2 still holds them, enough that packing seldom waits.
+
+    No program waits for ever. Those that measure wait for none, and programs start in the order of
+    their ids, so whatever one that packs waits for has started before it. (It is no rule of CUDA's,
+    but all cards do so, and the scans of NVIDIA's CUB library rest on it.)
     """
     let_next_start(LETS_NEXT)
-    blocks_k = tl.cdiv(pitch, BLOCK_K)
-    blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    first_k = tile % blocks_k * BLOCK_K
-    batch = (tile // blocks_k // blocks_r).to(tl.int64)
-    if INTERLEAVED:
-        K = class_size(K_total, batch, tl.num_programs(0) // blocks_k // blocks_r)
+    strips = tl.cdiv(R, BLOCK_R)
+    strips_packed = strips + tl.cdiv(wrap, BLOCK_R)
+    tiles, tiles_packed = tl.cdiv(K, BLOCK_K), tl.cdiv(pitch, BLOCK_K)
+    items = tl.num_programs(0) // (strips * tiles + strips_packed * tiles_packed)
+    measured = items * strips * tiles
+    ahead = tl.minimum(tiles + AHEAD, measured)
+    turn = tl.program_id(0) - ahead
+    turns = 2 * (measured - ahead)
+    measures = (turn < 0) | ((turn < turns) & (turn % 2 == 1))
+    to_measure = ahead + tl.where(turn < 0, turn, turn // 2)
+    to_pack = tl.where(turn < turns, turn // 2, turn - turns // 2)
+    task = tl.where(measures, to_measure, to_pack)
+    tiles_here = tl.where(measures, tiles, tiles_packed)
+    strips_here = tl.where(measures, strips, strips_packed)
+    first_k = task % tiles_here * BLOCK_K
+    strip = task // tiles_here % strips_here
+    batch = (task // tiles_here // strips_here).to(tl.int64)
+    K = item_k(K, K_total, batch)
+    source, target, count = block_rows(strip, R, wrap, BLOCK_R)
+    x_ptr += batch * stride_xb
+    if measures:
+        x = load_tile(
+            x_ptr, source, first_k, count, K, stride_xr, stride_xk,
+            BLOCK_R, BLOCK_K, WIDE, "evict_last",
+        )  # fmt: skip
     else:
-        K = item_k(K, K_total, batch)
-    source, target, count = block_rows(tile // blocks_k % blocks_r, R, wrap, BLOCK_R)
+        x = load_tile(
+            x_ptr, source, first_k, count, K, stride_xr, stride_xk,
+            BLOCK_R, BLOCK_K, WIDE, "evict_first",
+        )  # fmt: skip
+    wait_for_previous(WAITS)
     offs_r = tl.arange(0, BLOCK_R)
     offs_k = tl.arange(0, BLOCK_K)
-    mask_r = offs_r < count
+    largest_ptrs = largest_ptr + (batch * R + source) + offs_r
+    counted_ptr = largest_ptr + items.to(tl.int64) * R + batch * strips + strip % strips
+    k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
     mask_k = offs_k < K - first_k
-    at_r, at_k = offs_r, offs_k
-    if WIDE:
-        at_r, at_k = offs_r.to(tl.int64), offs_k.to(tl.int64)
-    x_ptr += batch * stride_xb + source * stride_xr + first_k.to(tl.int64) * stride_xk
-    x_ptrs = x_ptr + (at_r[:, None] * stride_xr + at_k[None, :] * stride_xk)
-    mask = mask_r[:, None] & mask_k[None, :]
-    x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=LAST_READ)
-    wait_for_previous(WAITS)
-    packed_row = batch * R + target
-    packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
-    packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
-    mask = mask_r[:, None] & (offs_k < pitch - first_k)[None, :]
-    if SCALED:
-        largest_ptrs = largest_ptr + (batch * R + source) + offs_r
-        row_exp = row_exponent(tl.load(largest_ptrs, mask=mask_r, other=0))
-        last_k = tl.minimum(first_k + BLOCK_K, K)
-        if anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK):
-            k_exp_ptrs = k_exp_ptr + batch * stride_k_exp + first_k + offs_k
+    last_k = tl.minimum(first_k + BLOCK_K, K)
+    moved = anything_moved(moved_ptr + batch * stride_moved, first_k, last_k, BALANCE_BLOCK)
+    if measures:
+        if moved:
+            k_exp = tl.load(k_exp_ptrs, mask=mask_k, other=0)
+            largest = tl.max(exponent_of(finite_magnitude(x)) + k_exp[None, :], 1)
+        else:
+            largest = exponent_of(tl.max(finite_magnitude(x), 1))
+        # Whichever program comes first, the largest is the same.
+        tl.atomic_max(largest_ptrs, largest, mask=offs_r < count, sem="relaxed")
+        tl.debug_barrier()  # the whole program's, before its tile counts
+        tl.atomic_add(counted_ptr, 1, sem="release")
+    else:
+        counted = tl.atomic_add(counted_ptr, 0, sem="acquire")
+        while counted < tiles:
+            counted = tl.atomic_add(counted_ptr, 0, sem="acquire")
+        row_exp = row_exponent(tl.load(largest_ptrs, mask=offs_r < count, other=0))
+        packed_row = batch * R + target
+        packed_ptrs = packed_ptr + packed_row * (pitch * PARTS) + first_k
+        at_r = offs_r
+        if WIDE:
+            at_r = offs_r.to(tl.int64)
+        packed_ptrs += at_r[:, None] * (pitch * PARTS) + offs_k[None, :]
+        mask = (offs_r < count)[:, None] & (offs_k < pitch - first_k)[None, :]
+        if moved:
             k_exp = tl.load(k_exp_ptrs, mask=mask_k, other=0)
             store_parts(packed_ptrs, x, k_exp[None, :] - row_exp[:, None], mask, pitch, PARTS)
         else:
             store_parts(packed_ptrs, x, -row_exp[:, None], mask, pitch, PARTS)
         if first_k == 0:
             tl.store(exp_ptr + packed_row + offs_r, row_exp, mask=target + offs_r < R)
+
+
+@triton.jit
+def copy_tiles_kernel(
+    x_ptr,  # (batch, R, K), any strides
+    packed_ptr,  # (batch * R + wrap, pitch)
+    R, K, K_total, wrap,
+    stride_xb, stride_xr, stride_xk,
+    pitch,
+    INTERLEAVED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    WIDE: tl.constexpr, LAST_READ: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
+):  # fmt: skip
+    """Copy one (BLOCK_R, BLOCK_K) tile as it is."""
+    let_next_start(LETS_NEXT)
+    blocks_k = tl.cdiv(pitch, BLOCK_K)
+    blocks_r = tl.cdiv(R, BLOCK_R) + tl.cdiv(wrap, BLOCK_R)
+    first_k = tl.program_id(0) % blocks_k * BLOCK_K
+    batch = (tl.program_id(0) // blocks_k // blocks_r).to(tl.int64)
+    if INTERLEAVED:
+        K = class_size(K_total, batch, tl.num_programs(0) // blocks_k // blocks_r)
     else:
-        tl.store(packed_ptrs, x, mask=mask)
+        K = item_k(K, K_total, batch)
+    source, target, count = block_rows(tl.program_id(0) // blocks_k % blocks_r, R, wrap, BLOCK_R)
+    x_ptr += batch * stride_xb
+    x = load_tile(
+        x_ptr, source, first_k, count, K, stride_xr, stride_xk,
+        BLOCK_R, BLOCK_K, WIDE, LAST_READ,
+    )  # fmt: skip
+    wait_for_previous(WAITS)
+    offs_r = tl.arange(0, BLOCK_R)
+    offs_k = tl.arange(0, BLOCK_K)
+    at_r = offs_r
+    if WIDE:
+        at_r = offs_r.to(tl.int64)
+    packed_ptrs = packed_ptr + (batch * R + target) * pitch + first_k
+    packed_ptrs += at_r[:, None] * pitch + offs_k[None, :]
+    mask = (offs_r < count)[:, None] & (offs_k < pitch - first_k)[None, :]
+    tl.store(packed_ptrs, x, mask=mask)
