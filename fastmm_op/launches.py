@@ -99,7 +99,11 @@ def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
         overlap: whether the card can start one before the other has ended; else all stay apart.
     """
     launches = tuple(launches)
-    dependent = [overlap and place > 0 and starts_early(x) for place, x in enumerate(launches)]
+    follows = [*(step.kernel for step in launches[1:]), None]
+    dependent = [
+        overlap and place > 0 and starts_early(step, next_kernel)
+        for place, (step, next_kernel) in enumerate(zip(launches, follows, strict=True))
+    ]
     return tuple(
         replace(
             step,
@@ -110,13 +114,18 @@ def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
     )
 
 
-def starts_early(step: Launch) -> bool:
+def starts_early(step: Launch, next_kernel: str | None) -> bool:
     """Whether a launch gains by starting before the one ahead of it has ended.
 
-    All do but gemm_hopper where it stores C without TMA, which then took 14 to 19 % longer itself
-    in three of five cases (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt).
+    All do but gemm_hopper where it stores something without TMA: C, or the partial sums of shared
+    tiles, which reduce_tail adds. It then took 14 to 19 % longer itself in three of five cases of
+    the one (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt), and of the other
+    4096x4096x2056 in bf16 takes 167 us where 4096x4096x2055, which stores without TMA and does not
+    start early, takes 143 (matmul.json there, of commit f24832c).
     """
-    return step.kernel != "gemm_hopper" or step.constexprs["C_BUFFERS"] > 0
+    if step.kernel != "gemm_hopper":
+        return True
+    return step.constexprs["C_BUFFERS"] > 0 and next_kernel != "reduce_tail"
 
 
 class Workspace:
