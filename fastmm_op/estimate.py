@@ -42,10 +42,10 @@ STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
-# Where K is split, the persistent kernel has a tile a program: nothing hides its stores, nor what
-# it takes to fill its ring (2 to 8 us more than the model had: benchmarks/results/
-# NVIDIA_H100_80GB_HBM3/tune_squares.json, whose estimates are those before this).
-HOPPER_SPLIT_SECONDS = 3e-6
+# Where K is split, the persistent kernel has few steps to fill its ring for: it took 2 to 8 us
+# longer than modelled (benchmarks/results/NVIDIA_H100_80GB_HBM3/tune_squares.json has estimates of
+# before this; of prepack.txt there, choosing it was wrong in some cases and right in one).
+HOPPER_SPLIT_SECONDS = 2e-6
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
 # slabs, 4216 without (benchmarks/results/NVIDIA_H200: matmul_fp32, suite_fp32_2026-11-24).
 SLAB_STORES = 1.0
@@ -144,12 +144,11 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
     if choice.tail_split > 1 and whole_tiles(problem, choice) == 0:
         depth = tail_depth(problem, choice)
     stores = store_seconds(problem, choice)
-    split_hopper = choice.split > 1 and choice.tile.kernel == "gemm_hopper"
-    exposed = 1.0 if split_hopper else EXPOSED_STORES
-    arithmetic = arithmetic_seconds(problem, choice, depth) + exposed * stores
+    arithmetic = arithmetic_seconds(problem, choice, depth) + EXPOSED_STORES * stores
     traffic = read_seconds(problem, choice) + stores
     latency = depth // choice.tile.block_k * STEP_SECONDS
     seconds = max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
+    split_hopper = choice.split > 1 and choice.tile.kernel == "gemm_hopper"
     return seconds + (HOPPER_SPLIT_SECONDS if split_hopper else 0.0)
 
 
