@@ -535,7 +535,7 @@ def test_a_real_run_is_found_by_the_next_process(folder) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    text = run("-m", "fastmm_op", "tune", "--shape", "1", "1200", "3", "--all")
+    text = run("-m", "fastmm_op", "tune", "--shape", "1", "1200", "3", "--all", "--seconds", "0.02")
     assert "of 1 cases" in text
     check = (
         "import torch, fastmm_op; from fastmm_op import cache, launch; "
