@@ -42,9 +42,10 @@ STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
-# Where K is split, the persistent kernel has few steps to fill its ring for: it took 2 to 8 us
-# longer than modelled (benchmarks/results/NVIDIA_H100_80GB_HBM3/tune_squares.json has estimates of
-# before this; of prepack.txt there, choosing it was wrong in some cases and right in one).
+# Where K is split, the persistent kernel has few steps to fill its ring for. 23 such choices took
+# 2.8 us longer than modelled in the median, 31 others 0.2 (benchmarks/results/
+# NVIDIA_H100_80GB_HBM3/tune_squares.json, whose estimates are of before this); a whole 3 us more
+# would give up a split that is the faster one (256 rows, 768 of 3072 features, prepack.txt there).
 HOPPER_SPLIT_SECONDS = 2e-6
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
 # slabs, 4216 without (benchmarks/results/NVIDIA_H200: matmul_fp32, suite_fp32_2026-11-24).
@@ -82,7 +83,7 @@ GEMV_MISALIGNED = {"fp32": 1.2, "fp16": 1.5, "bf16": 1.5}
 def estimate(problem: Problem, choice: Choice) -> float:
     """Seconds: packing, the product, the sum over splits; every kernel adds its launch.
 
-    All but the first are taken to start early (launches.starts_early knows one that does not).
+    All but the first are taken to start early (launches.starts_early knows which do not).
     """
     first, launch = problem.arch.launch_seconds, problem.arch.next_seconds
     if choice.slabs > 1:

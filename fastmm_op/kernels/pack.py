@@ -195,8 +195,8 @@ def pack_strips_kernel(
     and AHEAD tiles ahead: few enough that L2 still holds them, enough that packing seldom waits.
 
     No program waits for ever. Those that measure wait for none, and programs start in the order of
-    their ids, so whatever one that packs waits for has started before it. (It is no rule of CUDA's,
-    but all cards do so, and the scans of NVIDIA's CUB library rest on it.)
+    their ids, so whatever one that packs waits for has started before it. (CUDA's manual does not
+    say so, but the scans of NVIDIA's own CUB library rest on it.)
     """
     let_next_start(LETS_NEXT)
     strips = tl.cdiv(R, BLOCK_R)
