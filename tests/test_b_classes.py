@@ -190,6 +190,7 @@ def different_plans(a: torch.Tensor, b: torch.Tensor, precision: str, arches=ARC
         (1, 150, 261, "NN"),
         (261, 150, 1, "TN"),
         (3, 301, 57, "NT"),
+        (3, 301, 513, "NT"),  # whose last tile has a row of one class only
     ],
 )
 def test_nothing_outside_the_matrix_is_read(m, k, n, layout, dtype, monkeypatch) -> None:

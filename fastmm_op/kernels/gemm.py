@@ -239,6 +239,8 @@ def gemm_kernel(
             first_a -= distance * stride_ak
             K += distance
             N = class_size(rows_total, item, batch)
+            # Of a class with a row less, the last tile may have none: it reads the row before.
+            first_b -= tl.maximum(first_n - (N - 1), 0) * stride_bn
         else:
             shift = distance
             runs_n = offs_n // B_ALIGN * B_ALIGN
