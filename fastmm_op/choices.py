@@ -17,7 +17,15 @@ from fastmm_op.problem import (
     spare_elements,
 )
 from fastmm_op.shared_memory import shared_memory
-from fastmm_op.tiles import HOPPER_TILES, TILES, Choice, gemv_matrix, gemv_tile, operand_kind
+from fastmm_op.tiles import (
+    HOPPER_KERNELS,
+    HOPPER_TILES,
+    TILES,
+    Choice,
+    gemv_matrix,
+    gemv_tile,
+    operand_kind,
+)
 
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -26,6 +34,8 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # (1024, and what an odd K leaves).
 FEW_ROWS = 32
 LONGEST_CHAIN = 1040
+# A kernel that adds the sums of 32 products, and whose IEEE sums are chains of 1024 by themselves.
+LONGEST_CHAIN_OF_BLOCKS = 8192
 # Sums in the tensor core are truncated, which shows where thousands of numbers of one sign are
 # added. Of a result so small that cuBLAS shares out K, so long a chain loses no more than cuBLAS's
 # (uniform numbers, 509 x 4095 x 511: 1024 lose 1.4 times as much; benchmarks/results/NVIDIA_H200).
@@ -61,7 +71,8 @@ def choices(problem: Problem) -> Iterator[Choice]:
     for pack_a, pack_b in packings:
         kind = operand_kind(problem, pack_a, pack_b)
         for tile in TILES[arch.name, kind]:
-            if tile.kernel == "gemm_hopper" and not hopper_can_run(problem, pack_a, pack_b):
+            by_tma = tile.kernel in HOPPER_KERNELS
+            if by_tma and not hopper_can_run(problem, pack_a, pack_b):
                 continue
             for split in SPLITS:
                 choice = Choice(pack_a, pack_b, tile, split)
@@ -72,7 +83,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
                     continue
                 if kind == "tf32" and not registers_suffice(problem, choice):
                     continue
-                if chain_is_short(problem, kind, split):
+                if chain_is_short(problem, kind, split, tile.kernel):
                     yield choice
                     yield from tail_splits(problem, choice)
                 yield from in_slabs(problem, choice)
@@ -97,7 +108,7 @@ def in_b_classes(problem: Problem) -> Iterator[Choice]:
         depth = cdiv(product.K, split)
         deep_enough = depth >= 2 * tile.block_k or (split == 1 and not along_n)
         fits = shared_memory(product, choice) <= problem.arch.shared_memory
-        if deep_enough and fits and chain_is_short(product, kind, split):
+        if deep_enough and fits and chain_is_short(product, kind, split, tile.kernel):
             yield replace(choice, b_classes=classes)
 
 
@@ -212,17 +223,23 @@ def longest_row_in_registers(operand: Operand) -> int:
     return MAX_ROW_IN_REGISTERS if operand.k_major else MAX_COLUMN_IN_REGISTERS
 
 
-def chain_is_short(problem: Problem, kind: str, split: int) -> bool:
+def chain_is_short(problem: Problem, kind: str, split: int, kernel: str) -> bool:
     """Whether sums of so many splits are as accurate as the problem's precision promises."""
     chain = cdiv(problem.K, split)
+    if kernel == "gemm_tf32_hopper" and kind == "tf32x3" and not has_few_rows(problem):
+        return chain <= LONGEST_CHAIN_OF_BLOCKS
     # Where numbers are too large for "tf32x3", the sums are IEEE's.
-    if kind == "tf32x3" or (kind == "ieee" and min(problem.M, problem.N) <= FEW_ROWS):
+    if kind == "tf32x3" or (kind == "ieee" and has_few_rows(problem)):
         return chain <= max(LONGEST_CHAIN, cdiv(problem.K, SPLITS[-1]))
     if kind in ("tf32", "misaligned tf32") and sums_must_be_short(problem):
         return chain <= max(LONGEST_TRUNCATED_CHAIN, cublas_chain(problem))
     if kind == "16-bit" and sums_must_be_short(problem):
         return chain <= longest_truncated_chain(problem)
     return True
+
+
+def has_few_rows(problem: Problem) -> bool:
+    return min(problem.M, problem.N) <= FEW_ROWS
 
 
 def sums_must_be_short(problem: Problem) -> bool:

@@ -20,7 +20,14 @@ from fastmm_op.problem import (
     round_up,
     starts_in_sectors,
 )
-from fastmm_op.tiles import OPERAND_BYTES, Choice, gemv_matrix, operand_kind, uses_wgmma
+from fastmm_op.tiles import (
+    HOPPER_KERNELS,
+    OPERAND_BYTES,
+    Choice,
+    gemv_matrix,
+    operand_kind,
+    uses_wgmma,
+)
 
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
@@ -177,7 +184,8 @@ def needs_registers(problem: Problem, choice: Choice) -> bool:
 
     For operands split in registers, or for addresses of A's elements beside a shifted K.
     """
-    split = operand_kind(problem, choice.pack_a, choice.pack_b) == "tf32x3"
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    split = kind == "tf32x3" and choice.tile.kernel == "gemm"
     return split or (problem.dtype == "fp32" and problem.b.shifted and problem.b.k_major)
 
 
@@ -214,7 +222,7 @@ def rate(problem: Problem, choice: Choice) -> float:
         if read_misaligned(problem, choice, operand, packed):
             by_classes = problem.b.shifted
             return best * (A_BY_ELEMENT[kind] if by_classes else MISALIGNED_RATE[problem.dtype])
-        tma = choice.tile.kernel == "gemm_hopper" and not packed
+        tma = choice.tile.kernel in HOPPER_KERNELS and not packed
         by_classes = operand is problem.a and a_classes(problem, choice) > 1
         if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
             best *= SPLIT_SECTORS_RATE
@@ -226,7 +234,7 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
     moved = 0.0
     size_packed = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
     wanted = (
-        HOPPER_PROGRAMS if choice.tile.kernel == "gemm_hopper" else gemm_programs(problem, choice)
+        HOPPER_PROGRAMS if choice.tile.kernel in HOPPER_KERNELS else gemm_programs(problem, choice)
     )
     for (operand, packed), rows in zip(
         operands(problem, choice), (problem.M, problem.N), strict=True
@@ -269,7 +277,7 @@ def store_seconds(problem: Problem, choice: Choice) -> float:
     """
     partial = choice.split > 1 or choice.b_classes > 1
     size = 4 * choice.split if partial else ITEMSIZE[problem.dtype]
-    aligned = choice.tile.kernel != "gemm_hopper" or stores_are_aligned(problem, choice)
+    aligned = choice.tile.kernel not in HOPPER_KERNELS or stores_are_aligned(problem, choice)
     moved = problem.batch * problem.M * problem.N * size
     slower = 1.0 if aligned else MISALIGNED_STORE
     if choice.tile.kernel == "gemm" and uses_wgmma(problem, choice.tile):

@@ -39,9 +39,10 @@ KERNELS = {
     "reduce_tail": reduce_tail.reduce_tail_kernel,
 }
 try:
-    from fastmm_op.kernels import gemm_hopper
+    from fastmm_op.kernels import gemm_hopper, gemm_tf32_hopper
 
     KERNELS["gemm_hopper"] = gemm_hopper.gemm_hopper_kernel
+    KERNELS["gemm_tf32_hopper"] = gemm_tf32_hopper.gemm_tf32_hopper_kernel
 except ImportError:
     gemm_hopper = None  # this Triton's Gluon lacks something: Hopper gets plans of plain Triton
 

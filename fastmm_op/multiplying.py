@@ -177,6 +177,47 @@ def gemm_hopper_launch(
     )
 
 
+def gemm_tf32_hopper_launch(
+    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+) -> Launch:
+    """kernels/gemm_tf32_hopper.py: TMA and wgmma, fp32 operands as they lie, aligned.
+
+    Args:
+        target: C, or the partial sums of a split.
+    """
+    tile = choice.tile
+    M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    epilogue = product_epilogue(problem, choice)
+    return Launch(
+        "gemm_tf32_hopper",
+        min(problem.arch.sms, count_tiles(problem, choice) * choice.split),
+        (
+            operand_descriptor(a, batch, M, K, 64, tile.block_k),
+            operand_descriptor(b, batch, N, K, tile.block_n, tile.block_k),
+        )
+        + (a.pointer, b.pointer, target)
+        + epilogue_pointers(problem, epilogue)
+        + (M, N, K, batch, choice.split)
+        + (a.batch_stride, a.row_stride, a.k_stride)
+        + (b.batch_stride, b.row_stride, b.k_stride)
+        + (M * N, N, int(a.batch_stride > 0), int(b.batch_stride > 0)),
+        {
+            "BLOCK_N": tile.block_n,
+            "GROUP_M": group_m(problem, choice),
+            "STAGES": tile.num_stages,
+            "PARTS": 2 if kind == "tf32x3" else 1,
+            "A_K_MAJOR": a.k_major,
+            "B_K_MAJOR": b.k_major,
+            "ALIGNED": stores_are_aligned(problem, choice),
+            "ACTIVATION": epilogue.activation,
+            "SLICE_N": 32,
+        },
+        num_warps=tile.num_warps,
+        shared_memory=shared_memory(problem, choice),
+    )
+
+
 def gemv_launch(
     problem: Problem,
     choice: Choice,

@@ -24,6 +24,7 @@ from fastmm_op.launches import Launch, Plan, Pointer, Workspace, chained
 from fastmm_op.multiplying import (
     gemm_hopper_launch,
     gemm_launch,
+    gemm_tf32_hopper_launch,
     gemv_launch,
     is_aligned_in,
     reduce_launch,
@@ -106,6 +107,8 @@ def product_launches(
         tail = workspace.take(tail_sums * choice.tile.block_m * choice.tile.block_n, "fp32")
     if choice.tile.kernel == "gemm_hopper":
         launches.append(gemm_hopper_launch(problem, choice, a, b, target, tail))
+    elif choice.tile.kernel == "gemm_tf32_hopper":
+        launches.append(gemm_tf32_hopper_launch(problem, choice, a, b, target))
     else:
         write_product = {"gemm": gemm_launch, "gemv": gemv_launch}[choice.tile.kernel]
         launches.append(write_product(problem, choice, a, b, target, None))
@@ -196,7 +199,7 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         said.append("one-wide product: bandwidth-bound, so computed in IEEE fp32")
     tile = choice.tile
     product = classes_as_batch(problem, choice.b_classes) if choice.b_classes > 1 else problem
-    if tile.kernel == "gemm" and operand_kind(product, choice.pack_a, choice.pack_b) == "tf32x3":
+    if tile.kernel != "gemv" and operand_kind(product, choice.pack_a, choice.pack_b) == "tf32x3":
         said.append("fp32 is split in registers into two numbers of TF32: three products")
     tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":

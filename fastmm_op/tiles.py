@@ -47,6 +47,8 @@ class Choice:
     b_classes: int = 1
 
 
+# The persistent kernels, whose operands come by TMA: of 16 bits, and fp32 as it lies.
+HOPPER_KERNELS = ("gemm_hopper", "gemm_tf32_hopper")
 # What TMA and wgmma make of 16-bit operands, one part each.
 HOPPER_TILES = (
     Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),
@@ -104,6 +106,7 @@ TILES = {
     # 32 rows at most, keep the compiler on mma.sync (uses_wgmma), which is faster here
     # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt).
     ("sm_90", "tf32"): (
+        Tile("gemm_tf32_hopper", 128, 128, 32, 4, 4, 1.45),
         Tile("gemm", 64, 128, 32, 2, 3, 1.00),
         Tile("gemm", 128, 64, 32, 2, 3, 1.00),
         Tile("gemm", 64, 64, 32, 2, 3, 0.86),
@@ -124,6 +127,7 @@ TILES = {
         Tile("gemm", 16, 64, 64, 4, 3, 0.23),
     ),
     ("sm_90", "tf32x3"): (
+        Tile("gemm_tf32_hopper", 128, 128, 32, 4, 5, 2.30),
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
         Tile("gemm", 32, 64, 32, 4, 3, 0.90),
         Tile("gemm", 16, 128, 32, 4, 3, 0.85),

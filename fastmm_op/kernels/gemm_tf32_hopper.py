@@ -1,0 +1,335 @@
+"""Persistent warp-specialised GEMM for Hopper of fp32 operands as they lie, in Gluon.
+
+    C[z, m, n] = sum_k A[z, m, k] * B[z, k, n]
+
+in TF32: of operands that are rounded to it on their way to the tensor core (PARTS 1), or split into
+two of its numbers, of which three products are summed (PARTS 2; kernels/tf32.py). Nothing is
+packed, so each operand is read from memory once. One program per SM walks over the work items
+(batch, tile, split), as kernels/gemm_hopper.py does. In it run
+
+    producer     1 warp: TMA loads of 128 x 32 of A and 32 x BLOCK_N of B into a ring of slots
+    converter    4 warps: reads B from its slot, rounds or splits it, and writes it to one of SLOTS
+                 others, K-major, as wgmma wants fp32
+    consumer 0   4 warps: reads rows 0..63 of A into registers and rounds or splits them there;
+                 wgmma; then the stores
+    consumer 1   4 warps: the same for rows 64..127
+
+With two parts each block of K ends in products of its own, which an ordinary addition adds to the
+sum, and what is too large to be split makes a sum that is not finite. Consumers look for that
+when a tile is done, and compute it again in IEEE fp32.
+
+Both descriptors have rank 3, the batch outermost, and give zeros outside of M, N and K.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from fastmm_op.kernels.chain import let_next_start, wait_for_previous
+from fastmm_op.kernels.gemm_hopper import (
+    advance,
+    barrier,
+    count_work,
+    load_bias,
+    split_columns,
+    store_slice,
+    tma_load,
+    work_item,
+)
+from fastmm_op.kernels.tf32 import SPLIT_SCALE, add_half_of_tf32, split_in_tf32
+
+BLOCK_M = gl.constexpr(128)
+BLOCK_K = gl.constexpr(32)
+WARPGROUP_M = gl.constexpr(64)
+PIECE_N = gl.constexpr(64)  # columns of B that the converter has in registers
+SLOTS = gl.constexpr(2)  # of B as wgmma reads it
+INF = gl.constexpr(float("inf"))
+# Of a sum in IEEE fp32: its chains, and what is loaded at once of one.
+CHAIN = gl.constexpr(1024)
+UNROLLED = gl.constexpr(4)
+
+
+@gluon.jit
+def k_steps(split, K, split_k):
+    """Blocks of K that a share of it begins and ends with."""
+    steps = gl.cdiv(K, BLOCK_K)
+    return split * steps // split_k, (split + 1) * steps // split_k
+
+
+@gluon.jit
+def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
+    """A slot as (ROWS, BLOCK_K), whichever of the two is contiguous."""
+    if K_INNER:
+        return smem.reshape([ROWS, BLOCK_K])
+    else:
+        return smem.reshape([BLOCK_K, ROWS]).permute([1, 0])
+
+
+@gluon.jit
+def producer(
+    a_desc, b_desc, ring, sizes, batch_steps,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+):  # fmt: skip
+    a_smem, b_smem, full, empty = ring
+    M, N, K, batch, split_k = sizes
+    a_step, b_step = batch_steps
+    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_n = gl.cdiv(N, BLOCK_N)
+    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
+    stage = 0
+    phase = 1  # every slot starts empty
+    for work in range(gl.program_id(0), items, gl.num_programs(0)):
+        pid_m, pid_n, z, split, splits = work_item(
+            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
+        )
+        row0 = pid_m * BLOCK_M
+        col0 = pid_n * BLOCK_N
+        first, last = k_steps(split, K, splits)
+        a_batch = z % batch * a_step
+        b_batch = z % batch * b_step
+        for step in range(first, last):
+            k = step * BLOCK_K
+            bar = full.index(stage)
+            mbarrier.wait(empty.index(stage), phase)
+            mbarrier.expect(bar, (BLOCK_M + BLOCK_N) * BLOCK_K * 4)
+            for i in gl.static_range(2):
+                a_dst = a_smem.index(stage * 2 + i)
+                if A_K_MAJOR:
+                    tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
+                else:
+                    tma_load(a_desc, [a_batch, k, row0 + i * WARPGROUP_M], bar, a_dst)
+            if B_K_MAJOR:
+                tma_load(b_desc, [b_batch, col0, k], bar, b_smem.index(stage))
+            else:
+                tma_load(b_desc, [b_batch, k, col0], bar, b_smem.index(stage))
+            stage, phase = advance(stage, phase, STAGES)
+
+
+@gluon.jit
+def converter(
+    ring, converted, sizes,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    B_K_MAJOR: gl.constexpr,
+):  # fmt: skip
+    # Each thread has four numbers along K, 16 bytes of the copy; a warp's are neighbours as B lies.
+    ROWS_OF_WARP: gl.constexpr = 4 if B_K_MAJOR else 16
+    LAYOUT: gl.constexpr = gl.BlockedLayout(
+        [1, 4], [ROWS_OF_WARP, 32 // ROWS_OF_WARP], [4, 1], [1, 0]
+    )
+    b_smem, full, empty = ring
+    copies, ready, taken = converted
+    M, N, K, batch, split_k = sizes
+    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_n = gl.cdiv(N, BLOCK_N)
+    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
+    stage = 0
+    phase = 0
+    slot = 0
+    slot_phase = 1
+    for work in range(gl.program_id(0), items, gl.num_programs(0)):
+        _, _, _, split, splits = work_item(
+            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
+        )
+        first, last = k_steps(split, K, splits)
+        for _ in range(first, last):
+            mbarrier.wait(full.index(stage), phase)
+            mbarrier.wait(taken.index(slot), slot_phase)
+            source = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N)
+            for i in gl.static_range(BLOCK_N // PIECE_N):
+                b = source.slice(i * PIECE_N, PIECE_N, 0).load(LAYOUT)
+                if PARTS == 2:
+                    hi, lo = split_in_tf32(b)
+                    copies.index(slot * 2).slice(i * PIECE_N, PIECE_N, 0).store(hi)
+                    copies.index(slot * 2 + 1).slice(i * PIECE_N, PIECE_N, 0).store(lo)
+                else:
+                    rounded = add_half_of_tf32(b)
+                    copies.index(slot).slice(i * PIECE_N, PIECE_N, 0).store(rounded)
+            fence_async_shared()
+            barrier()
+            mbarrier.arrive(empty.index(stage))
+            mbarrier.arrive(ready.index(slot))
+            stage, phase = advance(stage, phase, STAGES)
+            slot, slot_phase = advance(slot, slot_phase, SLOTS)
+
+
+@gluon.jit
+def sum_in_ieee(
+    a_ptr, b_ptr, row0, col0, first_k, last_k, M, N, strides, SLICE_N: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """(WARPGROUP_M, SLICE_N) of A @ B by the ordinary fp32 units; a_ptr and b_ptr are the item's.
+
+    In chains of CHAIN products, whose sums are added: as accurate as a K that is shared out.
+    """
+    stride_am, stride_ak, stride_bn, stride_bk = strides
+    rows = row0 + gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, LAYOUT))
+    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, LAYOUT))
+    a_ptrs = a_ptr + rows.to(gl.int64) * stride_am
+    b_ptrs = b_ptr + cols.to(gl.int64) * stride_bn
+    total = gl.zeros([WARPGROUP_M, SLICE_N], gl.float32, LAYOUT)
+    for chain_k in range(first_k, last_k, CHAIN):
+        acc = gl.zeros_like(total)
+        for some_k in range(chain_k, min(chain_k + CHAIN, last_k), UNROLLED):
+            for i in gl.static_range(UNROLLED):
+                k = some_k + i
+                k_there = gl.where(k < last_k, k, first_k).to(gl.int64)
+                a = gl.load(a_ptrs + k_there * stride_ak, mask=(rows < M) & (k < last_k), other=0.0)
+                b = gl.load(b_ptrs + k_there * stride_bk, mask=(cols < N) & (k < last_k), other=0.0)
+                acc += gl.expand_dims(a, 1) * gl.expand_dims(b, 0)
+        total += acc
+    return total
+
+
+@gluon.jit
+def consumer(
+    ring, converted, pointers, sizes, strides, c_strides, epilogue,
+    INDEX: gl.constexpr,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    A_K_MAJOR: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+):  # fmt: skip
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 8])
+    SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 8])
+    A_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, MMA, 1)
+    SLICES: gl.constexpr = BLOCK_N // SLICE_N
+    a_smem, full, empty = ring
+    copies, ready, taken = converted
+    a_ptr, b_ptr, c_ptr = pointers
+    M, N, K, batch, split_k = sizes
+    stride_ab, stride_bb, strides_in_item = strides
+    stride_cz, stride_cm = c_strides
+    bias_ptr, residual_ptr = epilogue
+    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_n = gl.cdiv(N, BLOCK_N)
+    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
+    stage = 0
+    phase = 0
+    slot = 0
+    slot_phase = 0
+    for work in range(gl.program_id(0), items, gl.num_programs(0)):
+        pid_m, pid_n, z, split, splits = work_item(
+            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
+        )
+        row0 = pid_m * BLOCK_M + INDEX * WARPGROUP_M
+        col0 = pid_n * BLOCK_N
+        first, last = k_steps(split, K, splits)
+        acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
+        for _ in range(first, last):
+            mbarrier.wait(full.index(stage), phase)
+            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M).load(A_LAYOUT)
+            if PARTS == 2:
+                a_hi, a_lo = split_in_tf32(a)
+                mbarrier.wait(ready.index(slot), slot_phase)
+                b_hi = matrix_view(copies.index(slot * 2), True, BLOCK_N).permute([1, 0])
+                b_lo = matrix_view(copies.index(slot * 2 + 1), True, BLOCK_N).permute([1, 0])
+                nothing = gl.zeros_like(acc)
+                products = warpgroup_mma(a_lo, b_hi, nothing, use_acc=False, is_async=True)
+                products = warpgroup_mma(a_hi, b_lo, products, is_async=True)
+                products = warpgroup_mma(a_hi, b_hi, products, is_async=True)
+                products, _, _ = warpgroup_mma_wait(0, deps=(products, a_hi, a_lo))
+                acc += products
+            else:
+                a = add_half_of_tf32(a)
+                mbarrier.wait(ready.index(slot), slot_phase)
+                b = matrix_view(copies.index(slot), True, BLOCK_N).permute([1, 0])
+                acc = warpgroup_mma(a, b, acc, is_async=True)
+                acc, _ = warpgroup_mma_wait(0, deps=(acc, a))
+            # Not before: that A has been read is certain once it has been multiplied.
+            mbarrier.arrive(empty.index(stage))
+            mbarrier.arrive(taken.index(slot))
+            stage, phase = advance(stage, phase, STAGES)
+            slot, slot_phase = advance(slot, slot_phase, SLOTS)
+        finite = True
+        if PARTS == 2:
+            finite = gl.max(gl.max((gl.abs(acc) < INF).to(gl.int32) ^ 1, 1), 0) == 0
+            acc *= 1 / (SPLIT_SCALE * SPLIT_SCALE)
+        item = (z % batch).to(gl.int64)
+        c_z = c_ptr + z.to(gl.int64) * stride_cz
+        residual_z = None
+        if residual_ptr is not None:
+            residual_z = residual_ptr + z.to(gl.int64) * stride_cz
+        parts = split_columns(acc, SLICES)
+        for i in gl.static_range(SLICES):
+            x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)
+            if PARTS == 2:
+                if not finite:
+                    x = sum_in_ieee(
+                        a_ptr + item * stride_ab, b_ptr + item * stride_bb, row0,
+                        col0 + i * SLICE_N, first * BLOCK_K, min(last * BLOCK_K, K), M, N,
+                        strides_in_item, SLICE_N, SLICE,
+                    )  # fmt: skip
+            if bias_ptr is not None:
+                x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
+            store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm, residual_z,
+                        ALIGNED, 1, ACTIVATION)  # fmt: skip
+
+
+SIZES = ["M", "N", "K", "batch", "split_k"]
+STRIDES = ["stride_ab", "stride_am", "stride_ak", "stride_bb", "stride_bn", "stride_bk"]
+STRIDES += ["stride_cz", "stride_cm", "a_step", "b_step"]
+
+
+@gluon.jit(do_not_specialize=[*SIZES, *STRIDES])
+def gemm_tf32_hopper_kernel(
+    a_desc,  # (batch, M, K) or (batch, K, M)
+    b_desc,  # (batch, N, K) or (batch, K, N)
+    a_ptr, b_ptr,  # the same operands, read if PARTS is 2
+    c_ptr,  # (batch, M, N), or (split_k * batch, M, N) sums if split_k > 1
+    bias_ptr, residual_ptr,  # (N,) and C's shape, or None
+    M, N, K, batch, split_k,
+    stride_ab, stride_am, stride_ak,
+    stride_bb, stride_bn, stride_bk,
+    stride_cz, stride_cm, a_step, b_step,
+    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, ALIGNED: gl.constexpr,
+    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+    WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
+):  # fmt: skip
+    """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
+
+    ALIGNED: the rows of C start on 16-byte boundaries. SLICE_N: columns of C that are finished and
+    stored at a time.
+    """
+    let_next_start(LETS_NEXT)
+    gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
+    a_shape: gl.constexpr = [STAGES * 2] + a_desc.block_shape
+    b_shape: gl.constexpr = [STAGES] + b_desc.block_shape
+    copy_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_K], gl.float32)
+    a_smem = gl.allocate_shared_memory(gl.float32, a_shape, a_desc.layout)
+    b_smem = gl.allocate_shared_memory(gl.float32, b_shape, b_desc.layout)
+    copies = gl.allocate_shared_memory(gl.float32, [SLOTS * PARTS, BLOCK_N, BLOCK_K], copy_layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    taken = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=3)  # two consumers and the converter
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(taken.index(i), count=2)
+    of_a = (a_smem, full, empty)
+    converted = (copies, ready, taken)
+    pointers = (a_ptr, b_ptr, c_ptr)
+    sizes = (M, N, K, batch, split_k)
+    strides = (stride_ab, stride_bb, (stride_am, stride_ak, stride_bn, stride_bk))
+    c_strides = (stride_cz, stride_cm)
+    epilogue = (bias_ptr, residual_ptr)
+    # Of consumer 1, converter and producer. Consumer 0 has what is left of four times 128.
+    REGISTERS: gl.constexpr = [216, 56, 24] if PARTS == 2 else [168, 136, 40]
+    wait_for_previous(WAITS)
+    gl.warp_specialize([
+        (consumer, (of_a, converted, pointers, sizes, strides, c_strides, epilogue, 0, BLOCK_N,
+                    GROUP_M, STAGES, PARTS, A_K_MAJOR, ALIGNED, ACTIVATION, SLICE_N)),
+        (consumer, (of_a, converted, pointers, sizes, strides, c_strides, epilogue, 1, BLOCK_N,
+                    GROUP_M, STAGES, PARTS, A_K_MAJOR, ALIGNED, ACTIVATION, SLICE_N)),
+        (converter, ((b_smem, full, empty), converted, sizes, BLOCK_N, GROUP_M, STAGES, PARTS,
+                     B_K_MAJOR)),
+        (producer, (a_desc, b_desc, (a_smem, b_smem, full, empty), sizes, (a_step, b_step),
+                    BLOCK_N, GROUP_M, STAGES, A_K_MAJOR, B_K_MAJOR)),
+    ], [4, 4, 1], REGISTERS)  # fmt: skip

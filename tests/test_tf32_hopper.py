@@ -1,0 +1,179 @@
+"""fp32 operands read as they lie by TMA: kernels/gemm_tf32_hopper.py, its plans and its numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cases import FAMILIES, specials, surrounded
+from fastmm_op.arch import ARCHES
+from fastmm_op.choices import choices, count_tiles
+from fastmm_op.launches import Descriptor, Pointer
+from fastmm_op.plan import make_plan, reasons, write_plan
+from fastmm_op.problem import Epilogue, Operand, Problem, problem_of
+from oracle import assert_accurate, assert_same_specials, exact
+
+KERNEL = "gemm_tf32_hopper"
+DEEP = (256, 524288, 256)
+
+
+def problem(m, k, n, *, layout="NN", precision="fp32", arch="sm_90", **options) -> Problem:
+    options = {"batch": 1, "dtype": "fp32"} | options
+    return problem_of(m, k, n, layout=layout, precision=precision, arch=ARCHES[arch], **options)
+
+
+def by_tma(p: Problem) -> list:
+    return [choice for choice in choices(p) if choice.tile.kernel == KERNEL]
+
+
+@pytest.mark.parametrize(
+    ("p", "legal"),
+    [
+        (problem(300, 512, 260), True),
+        (problem(300, 512, 260, precision="tf32"), True),
+        (problem(300, 512, 260, batch=3), True),
+        (problem(300, 512, 261, layout="NT"), True),  # C's rows are not aligned
+        (problem(301, 512, 260), True),
+        (problem(300, 513, 260), False),  # A's rows are misaligned
+        (problem(300, 512, 261), False),  # B's are
+        (problem(300, 512, 260, precision="ieee"), False),
+        (problem(300, 512, 260, dtype="bf16", precision="tf32"), False),
+        (problem(300, 8, 260), False),  # too short a sum for two parts
+        (problem(1, 512, 260), False),
+        (problem(300, 512, 260, arch="sm_89"), False),
+        (replace(problem(300, 512, 260), arch=replace(ARCHES["sm_90"], tma=False)), False),
+        (replace(problem(300, 512, 260), a=Operand(0, 0, 1)), False),  # one row stands for all
+    ],
+)
+def test_which_products_it_can_compute(p, legal) -> None:
+    assert bool(by_tma(p)) == legal
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_a_deep_product_of_few_tiles_takes_it(precision) -> None:
+    """Each operand is read once: packing would write and read them again."""
+    p = problem(*DEEP, precision=precision)
+    plan = make_plan(p)
+    assert [step.kernel for step in plan.launches] == [KERNEL, "reduce"]
+    assert plan.strategy == "direct+split"
+    said = " ".join(reasons(p, plan.choice))
+    assert ("two numbers of TF32" in said) == (precision == "fp32")
+
+
+def test_sums_are_short() -> None:
+    """Of a long K what each program sums is bounded, and more so beside few rows."""
+    assert max(524288 / c.split for c in by_tma(problem(*DEEP))) == 8192
+    assert max(524288 / c.split for c in by_tma(problem(32, 524288, 256))) == 1024
+
+
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+def test_launch(layout) -> None:
+    """What TMA is told lies inside the operands, and every tile and share of K has a program."""
+    p = replace(
+        problem(300, 512, 260, layout=layout, batch=2), epilogue=Epilogue(True, "relu", True)
+    )
+    for choice in by_tma(p):
+        step, *after = write_plan(p, choice).launches
+        assert [s.kernel for s in after] == (["reduce"] if choice.split > 1 else [])
+        a, b, *rest = step.args
+        for operand, layout_of in ((a, p.a), (b, p.b)):
+            assert isinstance(operand, Descriptor)
+            batch, outer, inner = operand.shape
+            pitch = max(layout_of.row_stride, layout_of.k_stride)
+            assert operand.strides == (layout_of.batch_stride, pitch, 1)
+            assert (batch - 1) * operand.strides[0] + (outer - 1) * pitch + inner <= 2 * 512 * 300
+            assert all(stride * 4 % 16 == 0 for stride in operand.strides[:2])
+        assert a.box == ((1, 64, 32) if layout[0] == "N" else (1, 32, 64))
+        assert b.box == ((1, 128, 32) if layout[1] == "T" else (1, 32, 128))
+        has_epilogue = Pointer("bias", "fp32") in rest
+        assert has_epilogue == (choice.split == 1) == (step.constexprs["ACTIVATION"] == "relu")
+        assert step.grid == min(132, count_tiles(p, choice) * choice.split)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    ("layout", "precision", "epilogue"),
+    [
+        ("NN", "tf32", Epilogue()),
+        ("TT", "tf32", Epilogue(True, "gelu", True)),
+        ("NN", "fp32", Epilogue()),
+        ("TT", "fp32", Epilogue(True, "gelu", True)),
+    ],
+)
+def test_machine_code(layout, precision, epilogue) -> None:
+    """TMA and wgmma on TF32; the main loop keeps its numbers in registers; shared memory fits."""
+    from fastmm_op import codegen
+
+    p = replace(problem(1024, 1024, 1024, layout=layout, precision=precision), epilogue=epilogue)
+    (choice,) = (c for c in by_tma(p) if c.split == 1)
+    (step,) = write_plan(p, choice).launches
+    found = codegen.resources(codegen.compile_launch(p, step))
+    assert found.count("UTMALDG") > 0
+    # Blocks of 32 are four instructions for each product, in two consumers.
+    products = 3 if precision == "fp32" else 1
+    assert found.opcodes["HGMMA.64x128x8.F32.TF32"] == 2 * 4 * products
+    assert not [name for name in found.main_loop if name.startswith(("LDL", "STL"))]
+    assert found.shared_memory <= step.shared_memory <= p.arch.shared_memory
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("case", [*specials(5, 5, 5), *FAMILIES])
+def test_numbers_on_a_gpu(case, precision) -> None:
+    """Every split; a wave of programs and more."""
+    sizes = (1100, 200, 2308)
+    special = specials(*sizes).get(case)
+    a, b = (x.cuda()[None] for x in special or FAMILIES[case](*sizes))
+    for choice, out in computed(a, b, precision):
+        if special:
+            assert_same_specials(out, exact(a, b).float(), what=str(choice))
+        else:
+            assert_accurate(out, a, b, precision, what=str(choice))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+def test_surroundings_on_a_gpu(layout, precision) -> None:
+    """Beside the operands lies NaN: before them, after them and between their rows."""
+    a, b = torch.randn(3, 300, 516, device="cuda"), torch.randn(3, 516, 260, device="cuda")
+    a = surrounded(a, 4, 8) if layout[0] == "N" else surrounded(a.mT, 4, 8).mT
+    b = surrounded(b, 4, 8) if layout[1] == "N" else surrounded(b.mT, 4, 8).mT
+    for choice, out in computed(a, b, precision):
+        assert_accurate(out, a, b, precision, what=str(choice))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_repeats_on_a_gpu(precision) -> None:
+    """Bit for bit, of three waves of programs with few blocks of K: a race would show."""
+    a, b = torch.randn(1, 2560, 160, device="cuda"), torch.randn(1, 160, 2560, device="cuda")
+    first = [out for _, out in computed(a, b, precision)]
+    for _ in range(20):
+        again = [out for _, out in computed(a, b, precision)]
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [torch.rand, torch.randn])
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_deep_sums_on_a_gpu(precision, make) -> None:
+    a, b = make(1, 256, 65536, device="cuda"), make(1, 65536, 256, device="cuda")
+    for choice, out in computed(a, b, precision):
+        assert_accurate(out, a, b, precision, what=str(choice))
+
+
+def computed(a: torch.Tensor, b: torch.Tensor, precision: str):
+    """(choice, product) by every choice with the kernel; into memory that held NaN."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    p = launch.describe(a, b, precision, arch)
+    found = by_tma(p)
+    assert found
+    for choice in found:
+        out = torch.full((p.batch, p.M, p.N), torch.nan, device="cuda")
+        launch.run_plan(write_plan(p, choice), a, b, out)
+        yield choice, out
