@@ -49,7 +49,7 @@ STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # stores take is not hidden under the next tile's main loop.
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
-# Where K is split, the persistent kernel has few steps to fill its ring for. 23 such choices took
+# Where K is split, the persistent kernels have few steps to fill its ring for. 23 such choices took
 # 2.8 us longer than modelled in the median, 31 others 0.2 (benchmarks/results/
 # NVIDIA_H100_80GB_HBM3/tune_squares.json, whose estimates are of before this); a whole 3 us more
 # would give up a split that is the faster one (256 rows, 768 of 3072 features, prepack.txt there).
@@ -156,7 +156,7 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
     traffic = read_seconds(problem, choice) + stores
     latency = depth // choice.tile.block_k * STEP_SECONDS
     seconds = max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
-    split_hopper = choice.split > 1 and choice.tile.kernel == "gemm_hopper"
+    split_hopper = choice.split > 1 and choice.tile.kernel in HOPPER_KERNELS
     return seconds + (HOPPER_SPLIT_SECONDS if split_hopper else 0.0)
 
 

@@ -35,6 +35,10 @@ from fastmm_op.tiles import Choice, Tile, gemv_matrix, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
+# Of a K so short stores take longest. They are 2 to 14 % faster then without TMA, and marked as not
+# to be read soon; with K of 512 and more they are slower
+# (benchmarks/results/NVIDIA_H100_80GB_HBM3/streamed_2026-11-27.txt).
+LARGEST_STREAMED_K = 256
 # The sum over splits: partial sums of one element that a program reads at once, and all it reads.
 REDUCE_DEPTH = 256
 REDUCE_ELEMENTS = 4096
@@ -139,8 +143,11 @@ def gemm_hopper_launch(
     slice_n = hopper_slice_columns(epilogue)
     c_desc = None
     neighbours = classes == of_a == 1  # the rows of a tile: TMA can store them
-    if neighbours and stores_are_aligned(problem, choice) and not epilogue.residual:
+    by_tma = neighbours and stores_are_aligned(problem, choice) and not epilogue.residual
+    streams = by_tma and c_is_streamed(problem, choice)
+    if by_tma:
         slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
+    if by_tma and not streams:
         c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
     # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
     stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
@@ -169,12 +176,23 @@ def gemm_hopper_launch(
             "SCALED": a.row_exp is not None and choice.split == 1,
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
+            "STREAMS": streams,
             "SLICE_N": slice_n,
             "C_BUFFERS": c_buffers if c_desc else 0,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
     )
+
+
+def c_is_streamed(problem: Problem, choice: Choice) -> bool:
+    """Whether consumers store C past L2, because little but storing is done and L2 cannot hold C.
+
+    TMA has no such stores here. The choice stores by TMA otherwise.
+    """
+    elements = choice.split * problem.batch * problem.M * problem.N
+    itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
+    return problem.K <= LARGEST_STREAMED_K and elements * itemsize > problem.arch.l2_bytes
 
 
 def gemm_tf32_hopper_launch(

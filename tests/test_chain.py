@@ -22,7 +22,8 @@ HOPPER = ARCHES["sm_90"]
 PLANS = {
     "scaled by rows": ((2048, 768, 2048), {}),
     "scaled by columns": ((2048, 2048, 2048), {"precision": "fp32"}),
-    "scaled in slabs": ((256, 16384, 256), {"precision": "fp32"}),
+    "scaled in slabs": ((256, 16384, 257), {"precision": "fp32"}),
+    "as it lies": ((256, 16384, 256), {"precision": "fp32"}),
     "a batch": ((512, 1024, 1024), {"precision": "fp32", "batch": 8}),
     "row classes": ((4096, 2949, 2961), {}),
     "copied": ((4096, 2949, 2968), {"dtype": "bf16", "layout": "NT"}),
@@ -37,6 +38,7 @@ PLANS = {
 KERNELS = {
     "scaled by columns": "balance +pack_rows +pack_strips +gemm_hopper",
     "scaled in slabs": "balance +pack_rows +pack_rows +gemm_hopper +reduce",
+    "as it lies": "gemm_tf32_hopper +reduce",
     "row classes": "balance +pack_rows +pack_strips gemm_hopper",
     "copied": "copy_tiles +copy_tiles +gemm_hopper",
     "copied, row classes": "copy_tiles +copy_tiles gemm_hopper",
@@ -79,7 +81,7 @@ def test_one_lets_the_next_start_and_that_one_waits(name) -> None:
 
 def test_the_kernels_of_all_kinds_are_among_them() -> None:
     found = {step.kernel for name in PLANS for step in make_plan(problem(name)).launches}
-    products = {"gemm", "gemm_hopper", "gemv", "reduce", "reduce_tail"}
+    products = {"gemm", "gemm_hopper", "gemm_tf32_hopper", "gemv", "reduce", "reduce_tail"}
     assert found == {"balance", *PACKING_KERNELS} | products
 
 

@@ -58,6 +58,9 @@ ANY_BLOCK = ("pack_strips", "copy_tiles", "reduce", "gemv")
 def is_right(step: Launch, name: str, needed: object) -> bool:
     """Whether a launch's constant serves where the planner would write ``needed``."""
     value = step.constexprs[name]
+    # Of a K of one, say: nothing is rounded, which is right where TF32 would do.
+    if name in ("ROUND", "DOT") and step.constexprs.get("DOT") == "ieee":
+        return True
     if name == "GROUP_M":  # an order of tiles, and any is right
         return True
     if value == needed or ALWAYS_RIGHT.get(name, needed) == value != needed:

@@ -58,6 +58,26 @@ def test_hopper_kernel(case, precision, n) -> None:
             assert_accurate(out, a, b, precision, what=str(choice))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
+)
+def test_streamed_stores(dtype, precision) -> None:
+    """C is larger than L2, and its last tiles have rows and columns past its end."""
+    from fastmm_op import launch
+
+    a, b = (x[None] for x in inputs(5003, 72, 6008, dtype=DTYPES[dtype]))
+    problem = launch.describe(a, b, precision, launch.device_arch(torch.cuda.current_device()))
+    plans = [write_plan(problem, c) for c in choices(problem) if c.split == c.tail_split == 1]
+    streamed = [plan for plan in plans if plan.launches[-1].constexprs.get("STREAMS")]
+    if not problem.arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    assert streamed
+    for plan in streamed:
+        out = torch.full((1, 5003, 6008), torch.nan).to(a)
+        launch.run_plan(plan, a, b, out)
+        assert_accurate(out, a, b, precision, what=str(plan.choice))
+
+
 # M, K, N and batch: on 132 SMs fewer tiles than SMs (of a K that needs no split for its sums), and
 # a wave of whole ones before the shared.
 SHARED_TILES = {

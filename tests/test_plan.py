@@ -168,6 +168,9 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         assert 0 <= arg["whole"] < tiles
         partial = (tiles - arg["whole"]) * arg["split_k"] * tile_m * tile_n
         return exponents | {"c_ptr": products, "partial_ptr": partial}
+    if step.kernel == "gemm_tf32_hopper":
+        assert (arg["stride_cz"], arg["stride_cm"]) == (m * n, n)
+        return {"c_ptr": products}
     exponents = {
         "row_exp_ptr": span((batch, m), (arg["stride_row_exp"], 1)),
         "col_exp_ptr": span((batch, n), (arg["stride_col_exp"], 1)),
@@ -488,6 +491,24 @@ def test_few_tiles_in_tf32_have_short_chains(arch) -> None:
 
 def packs(plan: Plan) -> bool:
     return any(step.kernel.startswith("pack") for step in plan.launches)
+
+
+@pytest.mark.parametrize(
+    ("p", "streams"),
+    [
+        (problem(8192, 64, 8192, arch="sm_90"), True),
+        (problem(8192, 64, 8192, "NT", "bf16", arch="sm_90"), True),
+        (problem(8192, 512, 8192, arch="sm_90"), False),
+        (problem(1024, 64, 1024, "NT", "bf16", arch="sm_90"), False),  # L2 holds C for its reader
+        (problem(8192, 64, 8193, arch="sm_90"), False),  # not aligned
+    ],
+)
+def test_what_mostly_stores_is_streamed(p, streams) -> None:
+    product = make_plan(p).launches[-1]
+    assert product.kernel == "gemm_hopper"
+    assert product.constexprs["STREAMS"] == streams
+    by_tma = sum(isinstance(arg, Descriptor) and arg.pointer.buffer == "c" for arg in product.args)
+    assert by_tma == (not streams and p.N % 4 == 0)
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -184,7 +184,7 @@ def test_code(layout, arch) -> None:
     from fastmm_op.codegen import compile_launch, resources
 
     p = problem(arch, layout, m=32, k=4096, n=11008)
-    for tile in TILES[arch, "tf32x3"]:
+    for tile in (tile for tile in TILES[arch, "tf32x3"] if tile.kernel == "gemm"):
         (step,) = (
             s for s in write_plan(p, Choice(False, False, tile, 1)).launches if s.kernel == "gemm"
         )

@@ -11,6 +11,7 @@ from fastmm_op.choices import choices, count_tiles
 from fastmm_op.launches import Descriptor, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Operand, Problem, problem_of
+from fastmm_op.timing import torch_tf32
 from oracle import assert_accurate, assert_same_specials, exact
 
 KERNEL = "gemm_tf32_hopper"
@@ -156,11 +157,17 @@ def test_repeats_on_a_gpu(precision) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [torch.rand, torch.randn])
-@pytest.mark.parametrize("precision", ["tf32", "fp32"])
-def test_deep_sums_on_a_gpu(precision, make) -> None:
+@pytest.mark.parametrize(("precision", "factor"), [("tf32", 1.1), ("fp32", 2.0)])
+def test_deep_sums_beside_torchs_on_a_gpu(precision, factor, make) -> None:
+    """The tensor core truncates its sums, ours and cuBLAS's: of numbers of one sign that shows."""
     a, b = make(1, 256, 65536, device="cuda"), make(1, 65536, 256, device="cuda")
+    want = a.double() @ b.double()
+    with torch_tf32(precision == "tf32"):
+        theirs = (a @ b - want).norm()
     for choice, out in computed(a, b, precision):
-        assert_accurate(out, a, b, precision, what=str(choice))
+        ours = (out - want).norm()
+        allowed = factor * theirs + 2.0**-23 * want.norm()
+        assert ours <= allowed, f"{choice}: ours {ours:.3e}, torch's {theirs:.3e}"
 
 
 def computed(a: torch.Tensor, b: torch.Tensor, precision: str):

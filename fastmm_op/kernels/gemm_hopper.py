@@ -15,8 +15,8 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
 "cooperative" kernel. What an odd N costs is decided by how C is written:
 
     aligned    C's rows start on 16-byte boundaries: TMA stores slices of a tile from shared memory,
-               a few on their way at a time; or, where a residual is added to them, consumers store
-               whole 32-byte sectors.
+               a few on their way at a time; or, where a residual is added to them or little else
+               is done (STREAMS), consumers store whole 32-byte sectors.
     classes    C's rows do not, and sectors would be straddled. Rows equal modulo
                CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
@@ -335,12 +335,13 @@ def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.conste
 @gluon.jit
 def store_slice(
     c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
-    ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr,
+    ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
 ):  # fmt: skip
     """Writes activation(x) + residual to (64, SLICE_N) of C.
 
     Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
-    boundaries, or those of a class do once shifted; the residual lies as C does.
+    boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
+    told that nobody will read C soon.
     """
     c_type: gl.constexpr = c_ptr.dtype.element_ty
     SLICE_N: gl.constexpr = x.shape[1]
@@ -363,7 +364,11 @@ def store_slice(
                 sources = gl.multiple_of(sources, 16)
             sources = gl.expand_dims(sources, 1) + gl.expand_dims(offs, 0)
             y = add_residual(y, gl.load(sources))
-        gl.store(gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0), y)
+        gl.store(
+            gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0),
+            y,
+            cache_modifier=".cs" if STREAMS else "",
+        )
     else:
         cols = col0 + offs
         mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N + shift, 0)
@@ -409,7 +414,7 @@ def consumer(
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
-    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
@@ -495,7 +500,8 @@ def consumer(
                     copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i, ACTIVATION)
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
-                                stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION)  # fmt: skip
+                                stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
+                                STREAMS)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
 
@@ -538,7 +544,8 @@ def gemm_hopper_kernel(
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
-    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr, C_BUFFERS: gl.constexpr,
+    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
+    C_BUFFERS: gl.constexpr,
     WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
@@ -584,10 +591,12 @@ def gemm_hopper_kernel(
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
                     exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
-                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
+                    SLICE_N)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
                     exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
-                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, SLICE_N)),
+                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
+                    SLICE_N)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
                     (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
                     VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),

@@ -266,7 +266,7 @@ def consumer(
             if bias_ptr is not None:
                 x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
             store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm, residual_z,
-                        ALIGNED, 1, ACTIVATION)  # fmt: skip
+                        ALIGNED, 1, ACTIVATION, False)  # fmt: skip
 
 
 SIZES = ["M", "N", "K", "batch", "split_k"]
