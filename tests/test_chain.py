@@ -22,7 +22,7 @@ HOPPER = ARCHES["sm_90"]
 PLANS = {
     "scaled by rows": ((2048, 768, 2048), {}),
     "scaled by columns": ((2048, 2048, 2048), {"precision": "fp32"}),
-    "scaled in slabs": ((256, 16384, 257), {"precision": "fp32"}),
+    "scaled in slabs": ((257, 16384, 256), {"precision": "fp32", "layout": "TN"}),
     "as it lies": ((256, 16384, 256), {"precision": "fp32"}),
     "a batch": ((512, 1024, 1024), {"precision": "fp32", "batch": 8}),
     "row classes": ((4096, 2949, 2961), {}),
