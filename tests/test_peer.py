@@ -10,6 +10,7 @@ from fastmm_op.arch import ARCHES, Card, arch_for
 from fastmm_op.choices import FEW_ROWS
 from fastmm_op.compile import decide, peer
 from fastmm_op.compile.peer import Surroundings
+from fastmm_op.plan import make_plan
 from fastmm_op.problem import Operand, Problem, problem_of
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/NVIDIA_H200"
@@ -72,18 +73,25 @@ def test_the_model_of_cublas() -> None:
 
 
 def test_fp32_on_another_card() -> None:
-    """The H100's run, for which nothing but its memory differs from the H200's model."""
+    """The H100's run, for which nothing but its memory differs from the H200's model.
+
+    A row that was measured by another kind of plan than today's says nothing of it.
+    """
     rows = json.loads((RESULTS.parent / "NVIDIA_H100_80GB_HBM3/matmul_fp32.json").read_text())
     rows = [row for row in rows["rows"] if row["mode"] == "eager"]
-    wrong, ratios = [], {}
+    wrong, ratios, changed = [], {}, []
     for row in rows:
         one = replace(recorded(row), precision="fp32", arch=H100)
+        if make_plan(one).strategy != row["strategy"]:
+            changed.append(row["case"])
+            continue
         measured, take = row["peers"]["torch"]["us"], decide.decide(one, ALONE).take
         assert not take or measured >= row["us"], row["case"]
         if take != (measured >= decide.MARGIN * row["us"]):
             wrong.append(row["case"])
         if 1 < one.M <= FEW_ROWS:
             ratios[row["case"]] = peer.cublas_seconds(one) * 1e6 / measured
+    assert len(changed) <= 0.05 * len(rows), changed
     assert len(wrong) <= 0.05 * len(rows), wrong
     assert len(ratios) == 12
     assert all(0.8 < ratio < 1.2 for ratio in ratios.values()), ratios
