@@ -201,6 +201,8 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     product = classes_as_batch(problem, choice.b_classes) if choice.b_classes > 1 else problem
     if tile.kernel != "gemv" and operand_kind(product, choice.pack_a, choice.pack_b) == "tf32x3":
         said.append("fp32 is split in registers into two numbers of TF32: three products")
+    if tile.kernel == "gemm_tf32_hopper":
+        said.append("a warpgroup converts b beside those that multiply")
     tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch
@@ -222,6 +224,8 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         )
     said += describe_epilogue(problem, choice)
     launches = write_plan(problem, choice).launches
+    if any(step.constexprs.get("STREAMS") for step in launches):
+        said.append("K is short and L2 cannot hold c: it is stored past L2")
     early = sum(step.dependent for step in launches)
     if early:
         said.append(f"{early} of {len(launches)} kernels start before the one ahead has ended")

@@ -504,9 +504,11 @@ def packs(plan: Plan) -> bool:
     ],
 )
 def test_what_mostly_stores_is_streamed(p, streams) -> None:
-    product = make_plan(p).launches[-1]
+    plan = make_plan(p)
+    product = plan.launches[-1]
     assert product.kernel == "gemm_hopper"
     assert product.constexprs["STREAMS"] == streams
+    assert any("stored past L2" in reason for reason in reasons(p, plan.choice)) == streams
     by_tma = sum(isinstance(arg, Descriptor) and arg.pointer.buffer == "c" for arg in product.args)
     assert by_tma == (not streams and p.N % 4 == 0)
 

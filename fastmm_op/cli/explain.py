@@ -58,6 +58,7 @@ def launch_as_dict(step: Launch) -> dict[str, object]:
         "num_warps": step.num_warps,
         "num_stages": step.num_stages,
         "shared_memory": step.shared_memory,
+        "max_registers": step.max_registers,
         "dependent": step.dependent,
     }
 
@@ -86,6 +87,8 @@ def constexprs_text(step: Launch) -> str:
         if name.startswith("BLOCK_") or value in (False, "none"):
             continue
         parts.append(name if value is True else f"{name}={value}")
+    if step.max_registers:
+        parts.append(f"registers<={step.max_registers}")
     return " ".join(parts)
 
 
