@@ -14,7 +14,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from fastmm_op.arch import Arch, occupancy
-from fastmm_op.launch import KERNELS, gemm_hopper, launch_options
+from fastmm_op.launch import KERNELS, hopper, launch_options
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, Problem
 
@@ -91,7 +91,7 @@ def argument_type(arg: Pointer | Descriptor | int) -> str:
     if isinstance(arg, Pointer):
         return "*" + {"int32": "i32"}.get(arg.dtype, arg.dtype)
     if isinstance(arg, Descriptor):
-        return gemm_hopper.descriptor_type(arg.box, arg.pointer.dtype)
+        return hopper.descriptor_type(arg.box, arg.pointer.dtype)
     return "i32" if -(2**31) <= arg < 2**31 else "i64"
 
 

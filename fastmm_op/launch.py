@@ -39,12 +39,12 @@ KERNELS = {
     "reduce_tail": reduce_tail.reduce_tail_kernel,
 }
 try:
-    from fastmm_op.kernels import gemm_hopper, gemm_tf32_hopper
+    from fastmm_op.kernels import gemm_hopper, gemm_tf32_hopper, hopper
 
     KERNELS["gemm_hopper"] = gemm_hopper.gemm_hopper_kernel
     KERNELS["gemm_tf32_hopper"] = gemm_tf32_hopper.gemm_tf32_hopper_kernel
 except ImportError:
-    gemm_hopper = None  # this Triton's Gluon lacks something: Hopper gets plans of plain Triton
+    hopper = None  # this Triton's Gluon lacks something: Hopper gets plans of plain Triton
 
 TORCH_DTYPES = {name: dtype for dtype, name in contract.DTYPES.items()} | {"int32": torch.int32}
 # Interpreted kernels run on CPU tensors, by the plan of this card.
@@ -182,9 +182,7 @@ def resolve(
     """
     if isinstance(arg, Descriptor):
         pointer = resolve(arg.pointer, buffers, in_bytes)
-        return gemm_hopper.tensor_descriptor(
-            pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype
-        )
+        return hopper.tensor_descriptor(pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype)
     if isinstance(arg, Pointer):
         if arg.buffer in in_bytes:
             return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])

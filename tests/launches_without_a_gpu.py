@@ -69,7 +69,7 @@ def argument(arg):
     """As ``launch.run_plan`` passes it, tensors aside."""
     if isinstance(arg, Descriptor):
         how = arg.shape, arg.strides, arg.box, arg.pointer.dtype
-        return launch.gemm_hopper.tensor_descriptor(tensor(arg.pointer), *how)
+        return launch.hopper.tensor_descriptor(tensor(arg.pointer), *how)
     return tensor(arg) if isinstance(arg, Pointer) else arg
 
 

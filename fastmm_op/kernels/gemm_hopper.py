@@ -40,7 +40,6 @@ as they are, for kernels/reduce_tail.py to sum and finish.
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
 
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -50,61 +49,28 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
-from fastmm_op.kernels.epilogue import activated, add_residual
+from fastmm_op.kernels.hopper import (
+    BLOCK_M,
+    WARPGROUP_M,
+    advance,
+    barrier,
+    before,
+    count_work,
+    tma_load,
+    work_item,
+)
+from fastmm_op.kernels.hopper_store import (
+    copy_slice,
+    load_bias,
+    split_columns,
+    store_partial,
+    store_slice,
+)
 
-# Triton 3.9 renamed them.
-tma_load = getattr(tma, "async_load", None) or getattr(tma, "async_copy_global_to_shared", None)
-tma_store = getattr(tma, "async_store", None) or getattr(tma, "async_copy_shared_to_global", None)
-barrier = getattr(gl, "barrier", None) or getattr(gl, "thread_barrier", None)  # since 3.7; 3.6
-if None in (tma_load, tma_store, barrier) or not hasattr(gl, "warp_specialize"):
-    raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA or warp_specialize")
-
-BLOCK_M = gl.constexpr(128)
 BLOCK_K = gl.constexpr(64)
-WARPGROUP_M = gl.constexpr(64)
 NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflow nor underflow
-
-
-@gluon.jit
-def count_work(tiles, whole, split_k, TAIL: gl.constexpr):
-    """Work items of so many tiles, batch included."""
-    if TAIL:
-        return whole + (tiles - whole) * split_k
-    else:
-        return tiles * split_k
-
-
-@gluon.jit
-def work_item(
-    work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M: gl.constexpr, TAIL: gl.constexpr
-):
-    """Where its tile is, which share of K it takes, and of how many.
-
-    TAIL: tiles before `whole` are one item each, the others split_k: first the first shares of
-    all of them, then the second ones. Else all tiles are counted once a split.
-    """
-    tiles = tiles_m * tiles_n
-    if TAIL:
-        tail_tiles = tiles * batch - whole
-        in_tail = work >= whole
-        after = gl.where(in_tail, work - whole, 0)
-        split = after // tail_tiles
-        splits = gl.where(in_tail, split_k, 1)
-        work = gl.where(in_tail, whole + after % tail_tiles, work)
-    z = work // tiles  # split * batch + batch index
-    if not TAIL:
-        split = z // batch
-        splits = split_k
-    tile = work % tiles
-    group_size = GROUP_M * tiles_n
-    first_m = tile // group_size * GROUP_M
-    rows = min(tiles_m - first_m, GROUP_M)
-    pid_m = first_m + tile % group_size % rows
-    pid_n = tile % group_size // rows
-    return pid_m, pid_n, z, split, splits
 
 
 @gluon.jit
@@ -161,18 +127,6 @@ def find_class(row0, M, stride_am, A_CLASSES: gl.constexpr):
         row_class = row0 % A_CLASSES
         col = row_class * stride_am - lead_of(row0, stride_am, A_CLASSES)
         return row0 // A_CLASSES, col, row_class < M % A_CLASSES
-
-
-@gluon.jit
-def advance(stage, phase, STAGES: gl.constexpr):
-    last = stage == STAGES - 1
-    return gl.where(last, 0, stage + 1), gl.where(last, phase ^ 1, phase)
-
-
-@gluon.jit
-def before(stage, STAGES: gl.constexpr):
-    # Not a variable `previous = stage` of the loop: Triton 3.6 and 3.7 take that for a constant.
-    return gl.where(stage == 0, STAGES - 1, stage - 1)
 
 
 @gluon.jit
@@ -301,113 +255,6 @@ def apply_exponents(x, row_e, col_e, wide):
 
 
 @gluon.jit
-def split_columns(x, PARTS: gl.constexpr):
-    if PARTS == 1:
-        return (x,)
-    else:
-        x0, x1 = x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute(0, 2, 1).split()
-        return split_columns(x0, PARTS // 2) + split_columns(x1, PARTS // 2)
-
-
-@gluon.constexpr_function
-def store_layout(mma_layout, bits, aligned, columns):
-    """How a slice of C lies in registers when it is stored.
-
-    fp32 goes straight from the wgmma layout, whose quads write whole 32-byte sectors; 16-bit
-    elements would fill half sectors, so they are rearranged to 16 bytes a thread.
-    """
-    if not aligned:
-        return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
-    if bits == 32:
-        return mma_layout
-    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
-
-
-@gluon.jit
-def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.constexpr):
-    """(1, SLICE_N) of the bias in fp32; columns past N are the wrapped ones of their class."""
-    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, LAYOUT))
-    mask = cols < N + shift
-    cols = gl.where(cols < N, cols, cols - N)
-    return gl.expand_dims(gl.load(bias_ptr + cols, mask=mask, other=0.0).to(gl.float32), 0)
-
-
-@gluon.jit
-def store_slice(
-    c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
-    ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
-):  # fmt: skip
-    """Writes activation(x) + residual to (64, SLICE_N) of C.
-
-    Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
-    boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
-    told that nobody will read C soon.
-    """
-    c_type: gl.constexpr = c_ptr.dtype.element_ty
-    SLICE_N: gl.constexpr = x.shape[1]
-    bits: gl.constexpr = c_type.primitive_bitwidth
-    layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, SLICE_N)
-    y = gl.convert_layout(activated(x, ACTIVATION, c_type), layout)
-    rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
-    offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
-    row_starts = rows.to(gl.int64) * stride_cm
-    inside = (row0 + row_step * (WARPGROUP_M - 1) < M) & (col0 + SLICE_N <= N)
-    if CLASSES > 1:
-        inside = inside & in_class
-    if inside:
-        starts = c_ptr + (row_starts + col0)
-        if ALIGNED:
-            starts = gl.multiple_of(starts, 16)  # bytes
-        if residual_ptr is not None:
-            sources = residual_ptr + (row_starts + col0)
-            if ALIGNED:
-                sources = gl.multiple_of(sources, 16)
-            sources = gl.expand_dims(sources, 1) + gl.expand_dims(offs, 0)
-            y = add_residual(y, gl.load(sources))
-        gl.store(
-            gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0),
-            y,
-            cache_modifier=".cs" if STREAMS else "",
-        )
-    else:
-        cols = col0 + offs
-        mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N + shift, 0)
-        cols = gl.where(cols < N, cols, cols - N)
-        if residual_ptr is not None:
-            sources = gl.expand_dims(residual_ptr + row_starts, 1) + gl.expand_dims(cols, 0)
-            y = add_residual(y, gl.load(sources, mask=mask, other=0.0))
-        gl.store(gl.expand_dims(c_ptr + row_starts, 1) + gl.expand_dims(cols, 0), y, mask=mask)
-
-
-@gluon.jit
-def copy_slice(
-    c_desc, c_smem, x, z, row0, col0, SLICE: gl.constexpr, ACTIVATION: gl.constexpr,
-):  # fmt: skip
-    """Starts TMA's copy of activation(x) to (64, SLICE_N) of C, which leaves out what is outside.
-
-    c_smem: buffers that slices take in turn. A tile's slices are a multiple of them, so that what
-    is waited for is the copy from the buffer whose turn it is.
-    """
-    SLICE_N: gl.constexpr = x.shape[1]
-    BUFFERS: gl.constexpr = c_smem.shape[0]
-    y = activated(x, ACTIVATION, c_desc.dtype)
-    buffer = c_smem.index(SLICE % BUFFERS)
-    tma.store_wait(BUFFERS - 1)
-    buffer.reshape([WARPGROUP_M, SLICE_N]).store(y)
-    fence_async_shared()
-    tma_store(c_desc, [z, row0, col0], buffer)
-
-
-@gluon.jit
-def store_partial(ptr, acc):
-    """Writes a consumer's accumulator as a dense fp32 matrix of its own at ptr."""
-    layout: gl.constexpr = acc.type.layout
-    rows = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
-    cols = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
-    gl.store(ptr + (gl.expand_dims(rows * acc.shape[1], 1) + gl.expand_dims(cols, 0)), acc)
-
-
-@gluon.jit
 def consumer(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
     INDEX: gl.constexpr,
@@ -504,23 +351,6 @@ def consumer(
                                 STREAMS)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
-
-
-def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
-    """How a TMA box lies in shared memory, for wgmma too."""
-    element = {"fp16": gl.float16, "bf16": gl.bfloat16, "fp32": gl.float32}[dtype]
-    return gl.NVMMASharedLayout.get_default_for(list(box), element)
-
-
-def tensor_descriptor(tensor, shape, strides, box, dtype: str) -> TensorDescriptor:
-    """A host TMA descriptor of a torch tensor's memory; sizes and strides in elements."""
-    layout = box_layout(box, dtype)
-    return TensorDescriptor(tensor, list(shape), list(strides), list(box), layout)
-
-
-def descriptor_type(box: tuple[int, ...], dtype: str) -> str:
-    """The type of such a descriptor in a kernel's signature."""
-    return f"tensordesc<{dtype}{list(box)},{box_layout(box, dtype)!r}>"
 
 
 SIZES = ["M", "N", "K", "batch", "split_k", "whole"]

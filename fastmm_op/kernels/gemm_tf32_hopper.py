@@ -31,21 +31,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
-from fastmm_op.kernels.gemm_hopper import (
+from fastmm_op.kernels.hopper import (
+    BLOCK_M,
+    WARPGROUP_M,
     advance,
     barrier,
     count_work,
-    load_bias,
-    split_columns,
-    store_slice,
     tma_load,
     work_item,
 )
+from fastmm_op.kernels.hopper_store import load_bias, split_columns, store_slice
 from fastmm_op.kernels.tf32 import SPLIT_SCALE, add_half_of_tf32, split_in_tf32
 
-BLOCK_M = gl.constexpr(128)
 BLOCK_K = gl.constexpr(32)
-WARPGROUP_M = gl.constexpr(64)
 PIECE_N = gl.constexpr(64)  # columns of B that the converter has in registers
 SLOTS = gl.constexpr(2)  # of B as wgmma reads it
 INF = gl.constexpr(float("inf"))

@@ -1,0 +1,115 @@
+"""How consumers of the persistent Gluon kernels for Hopper store their part of a tile of C."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+
+from fastmm_op.kernels.epilogue import activated, add_residual
+from fastmm_op.kernels.hopper import WARPGROUP_M, tma_store
+
+
+@gluon.jit
+def split_columns(x, PARTS: gl.constexpr):
+    if PARTS == 1:
+        return (x,)
+    else:
+        x0, x1 = x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute(0, 2, 1).split()
+        return split_columns(x0, PARTS // 2) + split_columns(x1, PARTS // 2)
+
+
+@gluon.constexpr_function
+def store_layout(mma_layout, bits, aligned, columns):
+    """How a slice of C lies in registers when it is stored.
+
+    fp32 goes straight from the wgmma layout, whose quads write whole 32-byte sectors; 16-bit
+    elements would fill half sectors, so they are rearranged to 16 bytes a thread.
+    """
+    if not aligned:
+        return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
+    if bits == 32:
+        return mma_layout
+    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
+
+
+@gluon.jit
+def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.constexpr):
+    """(1, SLICE_N) of the bias in fp32; columns past N are the wrapped ones of their class."""
+    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, LAYOUT))
+    mask = cols < N + shift
+    cols = gl.where(cols < N, cols, cols - N)
+    return gl.expand_dims(gl.load(bias_ptr + cols, mask=mask, other=0.0).to(gl.float32), 0)
+
+
+@gluon.jit
+def store_slice(
+    c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
+    ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+):  # fmt: skip
+    """Writes activation(x) + residual to (64, SLICE_N) of C.
+
+    Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
+    boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
+    told that nobody will read C soon.
+    """
+    c_type: gl.constexpr = c_ptr.dtype.element_ty
+    SLICE_N: gl.constexpr = x.shape[1]
+    bits: gl.constexpr = c_type.primitive_bitwidth
+    layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, SLICE_N)
+    y = gl.convert_layout(activated(x, ACTIVATION, c_type), layout)
+    rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
+    offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
+    row_starts = rows.to(gl.int64) * stride_cm
+    inside = (row0 + row_step * (WARPGROUP_M - 1) < M) & (col0 + SLICE_N <= N)
+    if CLASSES > 1:
+        inside = inside & in_class
+    if inside:
+        starts = c_ptr + (row_starts + col0)
+        if ALIGNED:
+            starts = gl.multiple_of(starts, 16)  # bytes
+        if residual_ptr is not None:
+            sources = residual_ptr + (row_starts + col0)
+            if ALIGNED:
+                sources = gl.multiple_of(sources, 16)
+            sources = gl.expand_dims(sources, 1) + gl.expand_dims(offs, 0)
+            y = add_residual(y, gl.load(sources))
+        gl.store(
+            gl.expand_dims(starts, 1) + gl.expand_dims(offs, 0),
+            y,
+            cache_modifier=".cs" if STREAMS else "",
+        )
+    else:
+        cols = col0 + offs
+        mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N + shift, 0)
+        cols = gl.where(cols < N, cols, cols - N)
+        if residual_ptr is not None:
+            sources = gl.expand_dims(residual_ptr + row_starts, 1) + gl.expand_dims(cols, 0)
+            y = add_residual(y, gl.load(sources, mask=mask, other=0.0))
+        gl.store(gl.expand_dims(c_ptr + row_starts, 1) + gl.expand_dims(cols, 0), y, mask=mask)
+
+
+@gluon.jit
+def copy_slice(
+    c_desc, c_smem, x, z, row0, col0, SLICE: gl.constexpr, ACTIVATION: gl.constexpr,
+):  # fmt: skip
+    """Starts TMA's copy of activation(x) to (64, SLICE_N) of C, which leaves out what is outside.
+
+    c_smem: buffers that slices take in turn. A tile's slices are a multiple of them, so that what
+    is waited for is the copy from the buffer whose turn it is.
+    """
+    SLICE_N: gl.constexpr = x.shape[1]
+    BUFFERS: gl.constexpr = c_smem.shape[0]
+    y = activated(x, ACTIVATION, c_desc.dtype)
+    buffer = c_smem.index(SLICE % BUFFERS)
+    tma.store_wait(BUFFERS - 1)
+    buffer.reshape([WARPGROUP_M, SLICE_N]).store(y)
+    fence_async_shared()
+    tma_store(c_desc, [z, row0, col0], buffer)
+
+
+@gluon.jit
+def store_partial(ptr, acc):
+    """Writes a consumer's accumulator as a dense fp32 matrix of its own at ptr."""
+    layout: gl.constexpr = acc.type.layout
+    rows = gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
+    cols = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
+    gl.store(ptr + (gl.expand_dims(rows * acc.shape[1], 1) + gl.expand_dims(cols, 0)), acc)
