@@ -53,10 +53,23 @@ UNROLLED = gl.constexpr(4)
 
 
 @gluon.jit
-def k_steps(split, K, split_k):
-    """Blocks of K that a share of it begins and ends with."""
+def count_items(sizes, BLOCK_N: gl.constexpr):
+    M, N, _, batch, split_k = sizes
+    return count_work(gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N) * batch, 0, split_k, False)
+
+
+@gluon.jit
+def locate(work, sizes, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr):
+    """Of a work item: row, column and item of C; first and last block of K of its share."""
+    M, N, K, batch, split_k = sizes
+    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_n = gl.cdiv(N, BLOCK_N)
+    pid_m, pid_n, z, split, splits = work_item(
+        work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
+    )
     steps = gl.cdiv(K, BLOCK_K)
-    return split * steps // split_k, (split + 1) * steps // split_k
+    first, last = split * steps // splits, (split + 1) * steps // splits
+    return pid_m * BLOCK_M, pid_n * BLOCK_N, z, first, last
 
 
 @gluon.jit
@@ -75,20 +88,12 @@ def producer(
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k = sizes
+    batch = sizes[3]
     a_step, b_step = batch_steps
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, BLOCK_N)
-    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
     stage = 0
     phase = 1  # every slot starts empty
-    for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        pid_m, pid_n, z, split, splits = work_item(
-            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
-        )
-        row0 = pid_m * BLOCK_M
-        col0 = pid_n * BLOCK_N
-        first, last = k_steps(split, K, splits)
+    for work in range(gl.program_id(0), count_items(sizes, BLOCK_N), gl.num_programs(0)):
+        row0, col0, z, first, last = locate(work, sizes, BLOCK_N, GROUP_M)
         a_batch = z % batch * a_step
         b_batch = z % batch * b_step
         for step in range(first, last):
@@ -122,19 +127,12 @@ def converter(
     )
     b_smem, full, empty = ring
     copies, ready, taken = converted
-    M, N, K, batch, split_k = sizes
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, BLOCK_N)
-    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
     stage = 0
     phase = 0
     slot = 0
     slot_phase = 1
-    for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        _, _, _, split, splits = work_item(
-            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
-        )
-        first, last = k_steps(split, K, splits)
+    for work in range(gl.program_id(0), count_items(sizes, BLOCK_N), gl.num_programs(0)):
+        _, _, _, first, last = locate(work, sizes, BLOCK_N, GROUP_M)
         for _ in range(first, last):
             mbarrier.wait(full.index(stage), phase)
             mbarrier.wait(taken.index(slot), slot_phase)
@@ -198,24 +196,17 @@ def consumer(
     a_smem, full, empty = ring
     copies, ready, taken = converted
     a_ptr, b_ptr, c_ptr = pointers
-    M, N, K, batch, split_k = sizes
+    M, N, K, batch, _ = sizes
     stride_ab, stride_bb, strides_in_item = strides
     stride_cz, stride_cm = c_strides
     bias_ptr, residual_ptr = epilogue
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, BLOCK_N)
-    items = count_work(tiles_m * tiles_n * batch, 0, split_k, False)
     stage = 0
     phase = 0
     slot = 0
     slot_phase = 0
-    for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        pid_m, pid_n, z, split, splits = work_item(
-            work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
-        )
-        row0 = pid_m * BLOCK_M + INDEX * WARPGROUP_M
-        col0 = pid_n * BLOCK_N
-        first, last = k_steps(split, K, splits)
+    for work in range(gl.program_id(0), count_items(sizes, BLOCK_N), gl.num_programs(0)):
+        tile_row0, col0, z, first, last = locate(work, sizes, BLOCK_N, GROUP_M)
+        row0 = tile_row0 + INDEX * WARPGROUP_M
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
         for _ in range(first, last):
             mbarrier.wait(full.index(stage), phase)
