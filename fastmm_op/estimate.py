@@ -46,7 +46,8 @@ SHIFTED_STEPS = 2
 PACK_BANDWIDTH = 0.85
 STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
-# stores take is not hidden under the next tile's main loop.
+# stores take is not hidden under the next tile's main loop, and all of it where the consumers that
+# multiply store every tile themselves (gemm_tf32_hopper).
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
 # Where K is split, the persistent kernels have few steps to fill its ring for. 23 such choices took
@@ -152,7 +153,8 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
     if choice.tail_split > 1 and whole_tiles(problem, choice) == 0:
         depth = tail_depth(problem, choice)
     stores = store_seconds(problem, choice)
-    arithmetic = arithmetic_seconds(problem, choice, depth) + EXPOSED_STORES * stores
+    exposed = 1.0 if choice.tile.kernel == "gemm_tf32_hopper" else EXPOSED_STORES
+    arithmetic = arithmetic_seconds(problem, choice, depth) + exposed * stores
     traffic = read_seconds(problem, choice) + stores
     latency = depth // choice.tile.block_k * STEP_SECONDS
     seconds = max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
