@@ -32,7 +32,7 @@ def as_python(name: str) -> FunctionType:
 
     gl = SimpleNamespace(where=lambda c, x, y: x if c else y, cdiv=cdiv, int32=None)
     names = {"gl": gl, "BLOCK_M": BLOCK_M, "BLOCK_K": BLOCK_K}
-    for called in ("lead_of",):
+    for called in ("lead_of", "share_of"):
         function = getattr(gemm_hopper, called).fn
         names[called] = FunctionType(function.__code__, names)
     return FunctionType(getattr(gemm_hopper, name).fn.__code__, names)

@@ -1,6 +1,8 @@
 """fp32 operands read as they lie by TMA: kernels/gemm_tf32_hopper.py, its plans and its numbers."""
 
+import tempfile
 from dataclasses import replace
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from fastmm_op.launches import Descriptor, Pointer
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Operand, Problem, problem_of
 from fastmm_op.timing import torch_tf32
+from linear_oracle import assert_linear
 from oracle import assert_accurate, assert_same_specials, exact
 
 KERNEL = "gemm_tf32_hopper"
 DEEP = (256, 524288, 256)
+NO_EPILOGUE = Epilogue()
 
 
 def problem(m, k, n, *, layout="NN", precision="fp32", arch="sm_90", **options) -> Problem:
@@ -68,13 +72,42 @@ def test_sums_are_short() -> None:
     assert max(524288 / c.split for c in by_tma(problem(32, 524288, 256))) == 1024
 
 
+@pytest.mark.parametrize(("steps", "splits"), [(1, 1), (7, 2), (5, 8), (33, 8), (2**22 + 5, 512)])
+def test_shares_of_k_meet_and_are_alike(steps, splits) -> None:
+    """And none takes a product of two large numbers, which 32 bits might not hold."""
+    pytest.importorskip("triton")
+    hopper = pytest.importorskip("fastmm_op.kernels.hopper")
+    names = {"gl": SimpleNamespace(where=lambda c, x, y: x if c else y)}
+    share_of = FunctionType(hopper.share_of.fn.__code__, names)
+    shares = [share_of(steps, split, splits) for split in range(splits)]
+    assert shares[0][0] == 0
+    assert [last for _, last in shares] == [*(first for first, _ in shares[1:]), steps]
+    assert {last - first for first, last in shares} <= {steps // splits, -(-steps // splits)}
+
+
+def test_the_last_share_of_a_huge_k() -> None:
+    """32 bits hold all numbers on the way: (splits - 1) * steps would be 2**31 here."""
+    pytest.importorskip("triton")
+    int32 = pytest.importorskip("numpy").int32
+    hopper = pytest.importorskip("fastmm_op.kernels.hopper")
+
+    def where(condition, x, y):
+        return x if condition else y
+
+    share_of = FunctionType(hopper.share_of.fn.__code__, {"gl": SimpleNamespace(where=where)})
+    first, last = share_of(int32(2**22 + 5), int32(511), int32(512))
+    assert (int(first), int(last)) == (2**22 + 5 - 2**13, 2**22 + 5)
+
+
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
 def test_launch(layout) -> None:
     """What TMA is told lies inside the operands, and every tile and share of K has a program."""
     p = replace(
         problem(300, 512, 260, layout=layout, batch=2), epilogue=Epilogue(True, "relu", True)
     )
-    for choice in by_tma(p):
+    found = by_tma(p)
+    assert {1, 2} <= {choice.split for choice in found}
+    for choice in found:
         step, *after = write_plan(p, choice).launches
         assert [s.kernel for s in after] == (["reduce"] if choice.split > 1 else [])
         a, b, *rest = step.args
@@ -83,7 +116,8 @@ def test_launch(layout) -> None:
             batch, outer, inner = operand.shape
             pitch = max(layout_of.row_stride, layout_of.k_stride)
             assert operand.strides == (layout_of.batch_stride, pitch, 1)
-            assert (batch - 1) * operand.strides[0] + (outer - 1) * pitch + inner <= 2 * 512 * 300
+            elements = 2 * 512 * (300 if operand is a else 260)
+            assert (batch - 1) * operand.strides[0] + (outer - 1) * pitch + inner == elements
             assert all(stride * 4 % 16 == 0 for stride in operand.strides[:2])
         assert a.box == ((1, 64, 32) if layout[0] == "N" else (1, 32, 64))
         assert b.box == ((1, 128, 32) if layout[1] == "T" else (1, 32, 128))
@@ -94,28 +128,38 @@ def test_launch(layout) -> None:
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    ("layout", "precision", "epilogue"),
+    ("layout", "precision", "n", "epilogue"),
     [
-        ("NN", "tf32", Epilogue()),
-        ("TT", "tf32", Epilogue(True, "gelu", True)),
-        ("NN", "fp32", Epilogue()),
-        ("TT", "fp32", Epilogue(True, "gelu", True)),
+        ("NN", "tf32", 1024, Epilogue()),
+        ("TT", "tf32", 1021, Epilogue(True, "gelu", True)),  # C's rows are not aligned
+        ("NT", "fp32", 1024, Epilogue()),
+        ("NT", "fp32", 1021, Epilogue()),
+        ("TN", "fp32", 1024, Epilogue(True, "gelu", True)),
+        ("TT", "fp32", 1021, Epilogue(True, "gelu", True)),
     ],
 )
-def test_machine_code(layout, precision, epilogue) -> None:
-    """TMA and wgmma on TF32; the main loop keeps its numbers in registers; shared memory fits."""
+def test_machine_code(layout, precision, n, epilogue) -> None:
+    """TMA and wgmma on TF32; main loops keep their numbers in registers; shared memory fits."""
     from fastmm_op import codegen
 
-    p = replace(problem(1024, 1024, 1024, layout=layout, precision=precision), epilogue=epilogue)
+    p = replace(problem(1024, 1024, n, layout=layout, precision=precision), epilogue=epilogue)
     (choice,) = (c for c in by_tma(p) if c.split == 1)
     (step,) = write_plan(p, choice).launches
-    found = codegen.resources(codegen.compile_launch(p, step))
+    kernel = codegen.compile_launch(p, step)
+    found = codegen.resources(kernel)
     assert found.count("UTMALDG") > 0
     # Blocks of 32 are four instructions for each product, in two consumers.
     products = 3 if precision == "fp32" else 1
     assert found.opcodes["HGMMA.64x128x8.F32.TF32"] == 2 * 4 * products
-    assert not [name for name in found.main_loop if name.startswith(("LDL", "STL"))]
     assert found.shared_memory <= step.shared_memory <= p.arch.shared_memory
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        program, loops, _ = codegen.read_assembly(codegen.run_tool("nvdisasm", "-c", file.name))
+    multiplying = [[program[i] for i in loop] for loop in loops]
+    multiplying = [loop for loop in multiplying if any(x.startswith("HGMMA") for x in loop)]
+    for loop in sorted(multiplying, key=len)[:2]:  # the inner ones, of either consumer
+        assert not [name for name in loop if name.startswith(("LDL", "STL"))]
 
 
 @pytest.mark.gpu
@@ -147,6 +191,35 @@ def test_surroundings_on_a_gpu(layout, precision) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("n", [260, 261])
+@pytest.mark.parametrize("layout", ["NT", "TT"])
+def test_epilogues_on_a_gpu(layout, n, precision) -> None:
+    """Bias, activation and residual; rows of C that are aligned, and others."""
+    x, weight = torch.randn(300, 516, device="cuda"), torch.randn(n, 516, device="cuda")
+    x = x if layout[0] == "N" else x.mT.contiguous().mT
+    bias, residual = torch.randn(n, device="cuda"), torch.randn(300, n, device="cuda")
+    for epilogue in (Epilogue(), Epilogue(True, "gelu", True)):
+        rest = (bias, residual) if epilogue.bias else (None, None)
+        for choice, out in computed(x[None], weight.mT[None], precision, epilogue, *rest):
+            how = rest[0], epilogue.activation, rest[1], precision, str(choice)
+            assert_linear(out[0], x, weight, *how)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["Inf in a", "NaN in b", "finite overflow", "Inf times zero"])
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+def test_specials_of_a_batch_on_a_gpu(layout, case) -> None:
+    """What is computed again in IEEE fp32 is that item's tile, also of a B that all items share."""
+    a, b = (x.cuda() for x in specials(300, 516, 260)[case])
+    a = torch.stack([torch.randn_like(a), a, torch.randn_like(a)])
+    shared = b.expand(3, -1, -1) if layout[1] == "N" else b.mT.contiguous().mT.expand(3, -1, -1)
+    a = a if layout[0] == "N" else a.mT.contiguous().mT
+    for choice, out in computed(a, shared, "fp32"):
+        assert_same_specials(out, exact(a, shared).float(), what=str(choice))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
 def test_repeats_on_a_gpu(precision) -> None:
     """Bit for bit, of three waves of programs with few blocks of K: a race would show."""
     a, b = torch.randn(1, 2560, 160, device="cuda"), torch.randn(1, 160, 2560, device="cuda")
@@ -171,17 +244,17 @@ def test_deep_sums_beside_torchs_on_a_gpu(precision, factor, make) -> None:
         assert ours <= allowed, f"{choice}: ours {ours:.3e}, torch's {theirs:.3e}"
 
 
-def computed(a: torch.Tensor, b: torch.Tensor, precision: str):
+def computed(a, b, precision: str, epilogue=NO_EPILOGUE, bias=None, residual=None):
     """(choice, product) by every choice with the kernel; into memory that held NaN."""
     from fastmm_op import launch
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
         pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
-    p = launch.describe(a, b, precision, arch)
+    p = launch.describe(a, b, precision, arch, epilogue)
     found = by_tma(p)
     assert found
     for choice in found:
         out = torch.full((p.batch, p.M, p.N), torch.nan, device="cuda")
-        launch.run_plan(write_plan(p, choice), a, b, out)
+        launch.run_plan(write_plan(p, choice), a, b, out, bias, residual)
         yield choice, out

@@ -58,6 +58,7 @@ from fastmm_op.kernels.hopper import (
     barrier,
     before,
     count_work,
+    share_of,
     tma_load,
     work_item,
 )
@@ -75,8 +76,7 @@ NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflo
 
 @gluon.jit
 def k_range(split, K, split_k):
-    steps = gl.cdiv(K, BLOCK_K)
-    return split * steps // split_k, (split + 1) * steps // split_k
+    return share_of(gl.cdiv(K, BLOCK_K), split, split_k)
 
 
 @gluon.jit
@@ -348,7 +348,7 @@ def consumer(
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
                                 stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS)  # fmt: skip
+                                STREAMS, True)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
 

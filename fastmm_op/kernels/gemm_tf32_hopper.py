@@ -37,6 +37,7 @@ from fastmm_op.kernels.hopper import (
     advance,
     barrier,
     count_work,
+    share_of,
     tma_load,
     work_item,
 )
@@ -67,8 +68,7 @@ def locate(work, sizes, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr):
     pid_m, pid_n, z, split, splits = work_item(
         work, tiles_m, tiles_n, batch, 0, split_k, GROUP_M, False
     )
-    steps = gl.cdiv(K, BLOCK_K)
-    first, last = split * steps // splits, (split + 1) * steps // splits
+    first, last = share_of(gl.cdiv(K, BLOCK_K), split, splits)
     return pid_m * BLOCK_M, pid_n * BLOCK_N, z, first, last
 
 
@@ -235,7 +235,8 @@ def consumer(
             slot, slot_phase = advance(slot, slot_phase, SLOTS)
         finite = True
         if PARTS == 2:
-            finite = gl.max(gl.max((gl.abs(acc) < INF).to(gl.int32) ^ 1, 1), 0) == 0
+            outside = row0 >= M  # zero times a NaN of B is no reason to look at these
+            finite = outside | (gl.min(gl.min((gl.abs(acc) < INF).to(gl.int32), 1), 0) == 1)
             acc *= 1 / (SPLIT_SCALE * SPLIT_SCALE)
         item = (z % batch).to(gl.int64)
         c_z = c_ptr + z.to(gl.int64) * stride_cz
@@ -255,7 +256,7 @@ def consumer(
             if bias_ptr is not None:
                 x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
             store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm, residual_z,
-                        ALIGNED, 1, ACTIVATION, False)  # fmt: skip
+                        ALIGNED, 1, ACTIVATION, False, False)  # fmt: skip
 
 
 SIZES = ["M", "N", "K", "batch", "split_k"]

@@ -61,6 +61,15 @@ def work_item(
 
 
 @gluon.jit
+def share_of(steps, split, splits):
+    """First and last of so many steps in one of splits shares, whose lengths differ by one."""
+    each = steps // splits
+    more = steps % splits  # shares, the first ones, have one step more
+    first = split * each + min(split, more)
+    return first, first + each + gl.where(split < more, 1, 0)
+
+
+@gluon.jit
 def advance(stage, phase, STAGES: gl.constexpr):
     last = stage == STAGES - 1
     return gl.where(last, 0, stage + 1), gl.where(last, phase ^ 1, phase)

@@ -18,13 +18,14 @@ def split_columns(x, PARTS: gl.constexpr):
 
 
 @gluon.constexpr_function
-def store_layout(mma_layout, bits, aligned, columns):
+def store_layout(mma_layout, bits, aligned, rearranged, columns):
     """How a slice of C lies in registers when it is stored.
 
-    fp32 goes straight from the wgmma layout, whose quads write whole 32-byte sectors; 16-bit
-    elements would fill half sectors, so they are rearranged to 16 bytes a thread.
+    Unaligned rows may be rearranged through shared memory, so that a warp writes one row's
+    consecutive columns. fp32 goes straight from the wgmma layout, whose quads write whole 32-byte
+    sectors; 16-bit elements would fill half sectors, so they are rearranged to 16 bytes a thread.
     """
-    if not aligned:
+    if rearranged and not aligned:
         return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     if bits == 32:
         return mma_layout
@@ -44,17 +45,18 @@ def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.conste
 def store_slice(
     c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
     ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+    REARRANGED: gl.constexpr,
 ):  # fmt: skip
     """Writes activation(x) + residual to (64, SLICE_N) of C.
 
     Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
     boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
-    told that nobody will read C soon.
+    told that nobody will read C soon. REARRANGED: as store_layout.
     """
     c_type: gl.constexpr = c_ptr.dtype.element_ty
     SLICE_N: gl.constexpr = x.shape[1]
     bits: gl.constexpr = c_type.primitive_bitwidth
-    layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, SLICE_N)
+    layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, REARRANGED, SLICE_N)
     y = gl.convert_layout(activated(x, ACTIVATION, c_type), layout)
     rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
     offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
