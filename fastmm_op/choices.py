@@ -127,8 +127,9 @@ def count_b_classes(problem: Problem) -> int:
     """How many classes of equally misaligned rows the operand has that most bytes are read of.
 
     1: it has none, as where it is aligned, or cannot be read by them. It must be contiguous along
-    one dimension (of a one-wide product: not along K), and a single batch item at an aligned
-    address. Beside more than a few rows of A, it is no longer its reading that takes the time.
+    one dimension (of a one-wide product: not along K), in rows that do not overlap, and a single
+    batch item at an aligned address. Beside more than a few rows of A, it is no longer its reading
+    that takes the time.
     """
     operand = gemv_matrix(problem) if problem.one_wide else problem.b
     misaligned = not is_aligned(operand, problem.dtype)
@@ -140,6 +141,9 @@ def count_b_classes(problem: Problem) -> int:
     if not (readable and single and bound_by_reading):
         return 1
     pitch = operand.k_stride if along_k else operand.row_stride
+    row_length = max(problem.M, problem.N) if problem.one_wide else problem.N
+    if pitch < (row_length if along_k else problem.K):
+        return 1  # rows overlap: what is read beside one may lie outside of all
     classes = classes_of(pitch * ITEMSIZE[problem.dtype])
     return classes if 2 * classes <= (problem.K if along_k else problem.N) else 1
 

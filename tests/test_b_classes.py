@@ -11,7 +11,7 @@ from fastmm_op.choices import choices, classes_as_batch, count_b_classes
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Pointer
 from fastmm_op.plan import make_plan, write_plan
-from fastmm_op.problem import Epilogue, Problem, is_aligned, problem_of
+from fastmm_op.problem import Epilogue, Operand, Problem, is_aligned, problem_of
 from fastmm_op.search import STAGES, other_stages
 from oracle import assert_accurate
 
@@ -49,11 +49,19 @@ def by_classes(p: Problem) -> list:
         (problem(37, 100, 1), 1),  # A's rows along K
         (problem(8, 100, 37, batch=2), 1),
         (replace(problem(8, 100, 37), prepacked=True), 1),
+        (replace(problem(8, 65, 58), b=Operand(0, 1, 2)), 1),  # rows that overlap
+        (replace(problem(8, 129, 3, layout="NT"), b=Operand(0, 1, 1)), 1),
+        (replace(problem(1, 65, 58), b=Operand(0, 1, 2)), 1),
     ],
 )
 def test_which_products_have_classes(p, classes) -> None:
     assert count_b_classes(p) == classes
-    deep = replace(p, K=40 * p.K) if p.b.k_major else p  # a step of K more than the shifted one
+    deep = p
+    if (
+        p.b.k_major
+    ):  # a step of K more than the shifted one; classes have a period of 8 rows at most
+        b = replace(p.b, row_stride=40 * p.K + p.b.row_stride)
+        deep = replace(p, K=40 * p.K, b=b)
     assert {c.b_classes for c in by_classes(deep)} == ({classes} if classes > 1 else set())
 
 

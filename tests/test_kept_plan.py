@@ -104,6 +104,16 @@ def test_few_rows_are_computed_from_the_weight_and_more_from_its_copy(precision,
         assert make_plan(p).choice.pack_b == (rows > 17)
 
 
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+@pytest.mark.parametrize("n", range(2, 10))
+def test_rows_that_are_repeated_are_there(n, dtype, precision, argument_names) -> None:
+    """Of a weight with few columns, none are repeated after the last for classes of C's rows."""
+    pack = keep(problem("sm_90", 33, 256, n, dtype, precision)).launches[-1]
+    arg = dict(zip(argument_names[pack.kernel], pack.args, strict=False))
+    elements = 4 if dtype == "fp32" else 8
+    assert arg["wrap"] == (elements - 1 if n >= elements else 0)
+
+
 def test_outlines() -> None:
     problems: dict[str, Problem] = {
         "seed": problem("sm_89", 8205, 2949, 5921),

@@ -199,6 +199,16 @@ def test_code(layout, arch) -> None:
         assert found.count("FFMA") > found.main_loop.get("FFMA", 0), "IEEE's products"
 
 
+def test_blocks_of_the_largest_sizes() -> None:
+    """tl.cdiv would exceed 32 bits; numpy's integers are such, and wrap around."""
+    pytest.importorskip("triton")
+    int32 = pytest.importorskip("numpy").int32
+    from fastmm_op.kernels.common import count_blocks
+
+    for size in (1, 127, 128, 129, 2**31 - 1):
+        assert int(count_blocks.fn(int32(size), int32(128))) == -(-size // 128)
+
+
 @kernels
 def test_the_splitting_itself(device, arch) -> None:
     """hi has 11 bits, and hi + lo is the number, but for lo's 12th bit."""

@@ -51,8 +51,10 @@ def largest_exponents(samples):
 def forget_maxima(largest_ptr, rows, strips):
     """NO_EXPONENT for each row, then zero for each strip, shared out among all programs."""
     BLOCK: tl.constexpr = 1024
-    count = rows + strips
-    for first in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+    count = tl.cast(rows, tl.int64) + strips
+    program = tl.cast(tl.program_id(0), tl.int64)
+    programs = tl.cast(tl.num_programs(0), tl.int64)
+    for first in range(program * BLOCK, count, programs * BLOCK):
         offs = first + tl.arange(0, BLOCK)
         tl.store(largest_ptr + offs, tl.where(offs < rows, NO_EXPONENT, 0), mask=offs < count)
 

@@ -28,6 +28,12 @@ def item_k(K, K_total, item):
 
 
 @triton.jit
+def count_blocks(size, BLOCK: tl.constexpr):
+    """As tl.cdiv, for sizes from one on: up to the largest that 32 bits hold."""
+    return (size - 1) // BLOCK + 1
+
+
+@triton.jit
 def class_size(total, item, classes):
     """How many of so many rows are in class ``item``: that one, and every classes-th after it."""
     return tl.cdiv(total - item, classes).to(tl.int32)

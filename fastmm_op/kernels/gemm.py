@@ -25,6 +25,7 @@ from fastmm_op.kernels.common import (
     INF,
     INTERPRETED,
     class_size,
+    count_blocks,
     scale_by_exponents,
     tile_coordinates,
 )
@@ -212,8 +213,8 @@ def gemm_kernel(
     SHIFTED_K: tl.constexpr = B_SHIFTED and B_K_MAJOR
     SHIFTED_N: tl.constexpr = B_SHIFTED and not B_K_MAJOR
     SPARE_COLUMNS: tl.constexpr = B_ALIGN - 1 if SHIFTED_N else 0
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N + SPARE_COLUMNS, BLOCK_N)
+    tiles_m = count_blocks(M, BLOCK_M)
+    tiles_n = count_blocks(N + SPARE_COLUMNS, BLOCK_N)
     tiles = tiles_m * tiles_n
     split = tl.program_id(0) // tiles % split_k
     item = (tl.program_id(0) // tiles // split_k).to(tl.int64)
@@ -236,7 +237,7 @@ def gemm_kernel(
         distance = (item * stride_bb % B_ALIGN).to(tl.int32)
         first_b -= distance
         if B_K_MAJOR:
-            first_a -= distance * stride_ak
+            first_a -= distance.to(tl.int64) * stride_ak
             K += distance
             N = class_size(rows_total, item, batch)
             # Of a class with a row less, the last tile may have none: it reads the row before.
@@ -334,7 +335,7 @@ def reduce_kernel(
     memory however many there are.
     """
     let_next_start(LETS_NEXT)
-    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks_n = count_blocks(N, BLOCK_N)
     row = (tl.program_id(0) // blocks_n).to(tl.int64)  # item * M + m
     offs_n = (tl.program_id(0) % blocks_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_s = tl.arange(0, BLOCK_S).to(tl.int64)

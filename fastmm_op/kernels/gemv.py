@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
-from fastmm_op.kernels.common import class_size
+from fastmm_op.kernels.common import class_size, count_blocks
 from fastmm_op.kernels.epilogue import activated, add_bias, add_residual
 
 
@@ -34,7 +34,7 @@ def gemv_kernel(
     """
     let_next_start(LETS_NEXT)
     ALIGN: tl.constexpr = 128 // w_ptr.dtype.element_ty.primitive_bitwidth if SHIFTED else 1
-    blocks_r = tl.cdiv(R + ALIGN - 1, BLOCK_R)
+    blocks_r = count_blocks(R + ALIGN - 1, BLOCK_R)
     split = tl.program_id(0) // blocks_r % split_k
     item = (tl.program_id(0) // blocks_r // split_k).to(tl.int64)
     offs_r = (tl.program_id(0) % blocks_r) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
@@ -48,7 +48,7 @@ def gemv_kernel(
         # What is read at once of the last row may end after the matrix: it is added by itself.
         K = class_size(rows_total, item, batch) - 1
     mask_r = offs_r // ALIGN * ALIGN < R + shift
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), split_k)
+    steps = tl.cdiv(count_blocks(K, BLOCK_K), split_k)
     w_ptr += first_w
     x_ptr += item * stride_xb
     wait_for_previous(WAITS)
