@@ -50,7 +50,7 @@ STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # multiply store every tile themselves (gemm_tf32_hopper).
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
-# Where K is split, the persistent kernels have few steps to fill its ring for. 23 such choices took
+# Where K is split, the persistent kernels have few steps to fill a ring for. 23 such choices took
 # 2.8 us longer than modelled in the median, 31 others 0.2 (benchmarks/results/
 # NVIDIA_H100_80GB_HBM3/tune_squares.json, whose estimates are of before this); a whole 3 us more
 # would give up a split that is the faster one (256 rows, 768 of 3072 features, prepack.txt there).

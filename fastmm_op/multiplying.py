@@ -35,7 +35,7 @@ from fastmm_op.tiles import Choice, Tile, gemv_matrix, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
-# Of a K so short stores take longest. They are 2 to 14 % faster then without TMA, and marked as not
+# Of a K so short stores take longest. They are 1 to 14 % faster then without TMA, and marked as not
 # to be read soon; with K of 512 and more they are slower
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/streamed_2026-11-27.txt).
 LARGEST_STREAMED_K = 256
@@ -188,7 +188,7 @@ def gemm_hopper_launch(
 def c_is_streamed(problem: Problem, choice: Choice) -> bool:
     """Whether consumers store C past L2, because little but storing is done and L2 cannot hold C.
 
-    TMA has no such stores here. The choice stores by TMA otherwise.
+    Asked of what TMA would store, which has no such stores here.
     """
     elements = choice.split * problem.batch * problem.M * problem.N
     itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]

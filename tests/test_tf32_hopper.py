@@ -72,29 +72,26 @@ def test_sums_are_short() -> None:
     assert max(524288 / c.split for c in by_tma(problem(32, 524288, 256))) == 1024
 
 
-@pytest.mark.parametrize(("steps", "splits"), [(1, 1), (7, 2), (5, 8), (33, 8), (2**22 + 5, 512)])
-def test_shares_of_k_meet_and_are_alike(steps, splits) -> None:
-    """And none takes a product of two large numbers, which 32 bits might not hold."""
+@pytest.fixture
+def share_of() -> FunctionType:
+    """kernels/hopper.share_of, run by Python."""
     pytest.importorskip("triton")
     hopper = pytest.importorskip("fastmm_op.kernels.hopper")
     names = {"gl": SimpleNamespace(where=lambda c, x, y: x if c else y)}
-    share_of = FunctionType(hopper.share_of.fn.__code__, names)
+    return FunctionType(hopper.share_of.fn.__code__, names)
+
+
+@pytest.mark.parametrize(("steps", "splits"), [(1, 1), (7, 2), (5, 8), (33, 8), (2**22 + 5, 512)])
+def test_shares_of_k_meet_and_are_alike(steps, splits, share_of) -> None:
     shares = [share_of(steps, split, splits) for split in range(splits)]
     assert shares[0][0] == 0
     assert [last for _, last in shares] == [*(first for first, _ in shares[1:]), steps]
     assert {last - first for first, last in shares} <= {steps // splits, -(-steps // splits)}
 
 
-def test_the_last_share_of_a_huge_k() -> None:
-    """32 bits hold all numbers on the way: (splits - 1) * steps would be 2**31 here."""
-    pytest.importorskip("triton")
+def test_the_last_share_of_a_huge_k(share_of) -> None:
+    """32 bits hold all numbers on the way; they would not hold splits * steps."""
     int32 = pytest.importorskip("numpy").int32
-    hopper = pytest.importorskip("fastmm_op.kernels.hopper")
-
-    def where(condition, x, y):
-        return x if condition else y
-
-    share_of = FunctionType(hopper.share_of.fn.__code__, {"gl": SimpleNamespace(where=where)})
     first, last = share_of(int32(2**22 + 5), int32(511), int32(512))
     assert (int(first), int(last)) == (2**22 + 5 - 2**13, 2**22 + 5)
 
