@@ -22,6 +22,7 @@ from fastmm_op.tiles import (
     HOPPER_TILES,
     TILES,
     Choice,
+    Tile,
     gemv_matrix,
     gemv_tile,
     operand_kind,
@@ -33,6 +34,7 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # the more accurate for it: a chain of IEEE sums is so long at most, if there are splits enough
 # (1024, and what an odd K leaves).
 FEW_ROWS = 32
+FEWEST_ROWS = 16  # of a tile: mma.sync's
 LONGEST_CHAIN = 1040
 # A kernel that adds the sums of 32 products, and whose IEEE sums are chains of 1024 by themselves:
 # shares of K = 65536 kept the promise (f in benchmarks/results/NVIDIA_H100_80GB_HBM3/tests.txt).
@@ -74,6 +76,8 @@ def choices(problem: Problem) -> Iterator[Choice]:
         for tile in TILES[arch.name, kind]:
             if tile.kernel in HOPPER_KERNELS and not hopper_can_run(problem, pack_a, pack_b):
                 continue
+            if half_would_do(problem, tile):
+                continue
             for split in SPLITS:
                 choice = Choice(pack_a, pack_b, tile, split)
                 if shared_memory(problem, choice) > arch.shared_memory:
@@ -110,6 +114,14 @@ def in_b_classes(problem: Problem) -> Iterator[Choice]:
         fits = shared_memory(product, choice) <= problem.arch.shared_memory
         if deep_enough and fits and chain_is_short(product, kind, split, tile.kernel):
             yield replace(choice, b_classes=classes)
+
+
+def half_would_do(problem: Problem, tile: Tile) -> bool:
+    """Whether a plain tile has twice the rows of A, or more, and half of it is a tile too.
+
+    Of each kind there are tiles of FEWEST_ROWS and up.
+    """
+    return tile.kernel == "gemm" and tile.block_m >= 2 * max(problem.M, FEWEST_ROWS)
 
 
 def pack_ways(product: Problem) -> tuple[bool, ...]:

@@ -73,11 +73,18 @@ SPLIT_SECTORS_RATE = 0.8
 BALANCE_SAMPLES = 32
 BALANCE_BANDWIDTH = 0.35
 # Programs an SM that keep enough loads in flight to reach the memory's bandwidth: of the persistent
-# kernel, of others, and of those that load element by element.
-HOPPER_PROGRAMS, GEMM_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 2.5, 4
-# Programs of small tiles must be more: together they have so many bytes of B in flight on an SM, of
-# each program the share that is not A's.
-BYTES_IN_FLIGHT = 66 * 1024
+# kernel, and of those that load element by element.
+HOPPER_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 4
+# Others must have the bandwidth times this in flight, what a load takes of a busy memory: an H100
+# reads at its bandwidth with 40 KB an SM, with 24 it does not
+# (benchmarks/results/NVIDIA_H100_80GB_HBM3/skinny_2026-11-28.txt, as the rest of this).
+LOADED_LATENCY = 1.5e-6
+# Operands that small need not be in flight as a whole.
+READ_IN_HALVES = 0.5
+# What cp.async makes of the bandwidth that TMA has, and what is left of it where a tile has so many
+# bytes of each row of an N-major B.
+CP_ASYNC_BANDWIDTH = 0.95
+SHORT_SEGMENTS = {32: 0.6, 64: 0.82}
 # So many warps fill an SM's registers, if each thread takes all that it may.
 WARPS_OF_ALL_REGISTERS = 8
 # Warps that keep the four tensor cores of an SM busy.
@@ -250,16 +257,33 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
     programs = whole_tiles(problem, choice) * choice.split
     programs += tail_tiles(problem, choice) * choice.tail_split
     share = min(1.0, programs / (wanted * problem.arch.sms))
-    return moved / (problem.arch.bandwidth * share)
+    if choice.tile.kernel in HOPPER_KERNELS:  # a program an SM: the last tiles leave some idle
+        share = min(share, programs / round_up(programs, problem.arch.sms))
+    return moved / (problem.arch.bandwidth * share * reading_share(problem, choice))
 
 
 def gemm_programs(problem: Problem, choice: Choice) -> float:
-    """Programs an SM of the plain kernel that reach the memory's bandwidth."""
-    tile = choice.tile
+    """Programs an SM of the plain kernel that reach the memory's bandwidth (Little's law).
+
+    What programs of the same rows or columns have in flight comes from memory once.
+    """
+    tile, arch = choice.tile, problem.arch
     size = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
-    in_flight = tile.block_n * tile.block_k * size * max(1, tile.num_stages - 1)
-    in_flight *= tile.block_n / (tile.block_m + tile.block_n)
-    return max(GEMM_PROGRAMS, BYTES_IN_FLIGHT / in_flight)
+    a_rows = tile.block_m / cdiv(problem.N, tile.block_n)
+    b_rows = tile.block_n / cdiv(problem.M, tile.block_m)
+    in_flight = (a_rows + b_rows) * tile.block_k * size * max(1, tile.num_stages - 1)
+    to_read = problem.batch * (problem.M + problem.N) * problem.K * size
+    wanted = min(arch.bandwidth * LOADED_LATENCY, READ_IN_HALVES * to_read)
+    return wanted / arch.sms / in_flight
+
+
+def reading_share(problem: Problem, choice: Choice) -> float:
+    """The share of the bandwidth at which a kernel reads, if it has loads enough in flight."""
+    if choice.tile.kernel != "gemm":
+        return 1.0
+    segment = choice.tile.block_n * ITEMSIZE[problem.dtype]
+    by_rows = choice.pack_b or problem.b.k_major
+    return CP_ASYNC_BANDWIDTH * (1.0 if by_rows else SHORT_SEGMENTS.get(segment, 1.0))
 
 
 def operands(problem: Problem, choice: Choice) -> tuple[tuple[Operand, bool], ...]:

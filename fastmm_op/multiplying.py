@@ -90,6 +90,7 @@ def gemm_launch(
             "B_K_MAJOR": b.k_major,
             "A_ALIGN": copy_elements(a, problem.M, choice.pack_a or is_aligned_in(problem, "a")),
             "B_ALIGN": b_align,
+            "TAIL_RUN": tail_run(problem, k),
             "B_SHIFTED": problem.b.shifted,
             "ROUND": problem.tf32 and not scaled,
             "DOT": kind if kind in ("tf32x3", "ieee") else "tf32",
@@ -390,6 +391,12 @@ def copy_elements(operand: GemmOperand, rows: int, aligned: bool) -> int:
     elements = COPY_BYTES // ITEMSIZE[operand.pointer.dtype]
     whole_runs = operand.k_stride == 1 or (operand.row_stride == 1 and rows % elements == 0)
     return elements if aligned and whole_runs else 1
+
+
+def tail_run(problem: Problem, k: int) -> int:
+    """Elements of K that are inside of an operand, or outside, together: one copy's, or 1."""
+    elements = COPY_BYTES // ITEMSIZE[problem.dtype]
+    return elements if k % elements == 0 and not problem.b.shifted else 1
 
 
 def is_wide(problem: Problem, tile: Tile, a: GemmOperand, b: GemmOperand) -> bool:

@@ -194,6 +194,9 @@ class Wrapper:
         block_m, block_n, block_k = (constant[f"BLOCK_{axis}"] for axis in "MNK")
         if constant["EVEN_K"] and isinstance(arg["K"].node, ast.Name):
             yield f"K % {block_k} == 0", f"K must be a multiple of {block_k}"
+        elif constant["TAIL_RUN"] > 1 and not constant["EVEN_K"]:
+            run = constant["TAIL_RUN"]
+            yield f"K % {run} == 0", f"K must be a multiple of {run}"
         for name, rows in zip(OPERANDS, "mn", strict=True):
             elements = constant[f"{name.upper()}_ALIGN"]
             if arg[f"{name}_ptr"].buffer != name or elements == 1:

@@ -129,5 +129,5 @@ def other_shapes(case: Case) -> list[tuple[int, int, int]]:
         return [case.shape, (2 * m - 1, k + 5, 2 * n - 1)]
     steps = max(gemm["A_ALIGN"], gemm["B_ALIGN"])
     whole_blocks = gemm["EVEN_K"] and gemm["CLAMP"]
-    deeper = 1 if k == 1 else k + (gemm["BLOCK_K"] if whole_blocks else 7)
+    deeper = 1 if k == 1 else k + (gemm["BLOCK_K"] if whole_blocks else 7 * gemm["TAIL_RUN"])
     return [case.shape, (m + steps, deeper, max(2, round_up(n // 2, steps)))]

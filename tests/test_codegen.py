@@ -125,6 +125,21 @@ def test_strides_of_16_bytes_only(layout, dtype) -> None:
     assert command.count_scalar_loads(found.main_loop) == 0
 
 
+@pytest.mark.parametrize("layout", ["NN", "NT"])
+def test_a_k_tail_of_whole_copies_costs_no_registers(layout) -> None:
+    """Masked element by element, the tail of this tile spilled (56 and 231 words)."""
+    sizes = {"batch": 1, "dtype": "fp16", "layout": layout, "precision": "tf32"}
+    registers = []
+    for k in (1024, 1032):
+        p = problem_of(2048, k, 2048, **sizes, arch=ARCHES["sm_89"])
+        whole = [c for c in choices(p) if c.split == 1]
+        (choice,) = [c for c in whole if (c.tile.block_m, c.tile.block_n) == (128, 128)]
+        found, ptx = compiled(p, write_plan(p, choice).launches[0])
+        assert "ld.global.b16" not in ptx
+        registers.append(found.registers)
+    assert registers[1] <= registers[0] + 16
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 def test_direct_misaligned_with_a_k_tail(arch) -> None:
     p = problem(arch, 100, 333, 77)

@@ -51,7 +51,7 @@ def recording(case: Case, folder: Path) -> tuple[ModuleType, list]:
 
 # What may be another constant than the planner would write for a problem: a case that is left out
 # for speed only, and the blocks of kernels that take any size.
-ALWAYS_RIGHT = {"EVEN_K": False, "WIDE": True, "A_ALIGN": 1, "B_ALIGN": 1}
+ALWAYS_RIGHT = {"EVEN_K": False, "WIDE": True, "A_ALIGN": 1, "B_ALIGN": 1, "TAIL_RUN": 1}
 ANY_BLOCK = ("pack_strips", "copy_tiles", "reduce", "gemv")
 
 

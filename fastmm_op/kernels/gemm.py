@@ -44,6 +44,19 @@ def tile_offsets(rows, offs_k, stride_row, stride_k, K_MAJOR: tl.constexpr):
 
 
 @triton.jit
+def readable_rows(offs, inside, first, count, BLOCK: tl.constexpr):
+    """A tile's rows along K; for those outside of the operand, others that are inside.
+
+    Their products are not stored. They are the tile's before, or the first ones again: where all
+    tiles read one and the same row, they wait for each other (benchmarks/results/
+    NVIDIA_H100_80GB_HBM3/skinny_2026-11-28.txt).
+    """
+    rows = tl.minimum(count, BLOCK).to(tl.int32)
+    back = tl.where(first > 0, BLOCK, rows)
+    return tl.where(inside, offs, tl.minimum(offs - back, rows - 1))
+
+
+@triton.jit
 def load_tail(ptrs, mask_k, K_MAJOR: tl.constexpr):
     """The last tile of K, with zeros past the end."""
     mask = mask_k[None, :] if K_MAJOR else mask_k[:, None]
@@ -128,7 +141,7 @@ def sum_products(
     stride_am, stride_ak, stride_bn, stride_bk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PARTS: tl.constexpr, A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr,
-    A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
+    A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr, TAIL_RUN: tl.constexpr,
     SHIFTED_K: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A @ B^T of one tile over one of split_k ranges of K; as gemm_kernel has its arguments.
@@ -169,7 +182,7 @@ def sum_products(
         b_ptrs += step_b
     if not EVEN_K:
         if split == split_k - 1:
-            mask_k = offs_k < K - blocks_k * BLOCK_K
+            mask_k = offs_k // TAIL_RUN * TAIL_RUN < K - blocks_k * BLOCK_K
             a = load_tail(a_ptrs, mask_k, A_K_MAJOR)
             b = load_tail(b_ptrs, mask_k, B_K_MAJOR)
             acc = multiply(a, b, acc, A_K_MAJOR, B_K_MAJOR, ROUND, DOT)
@@ -193,13 +206,15 @@ def gemm_kernel(
     EVEN_K: tl.constexpr, CLAMP: tl.constexpr, SCALED: tl.constexpr, PARTS: tl.constexpr,
     PARTIAL: tl.constexpr,
     A_K_MAJOR: tl.constexpr, B_K_MAJOR: tl.constexpr, A_ALIGN: tl.constexpr, B_ALIGN: tl.constexpr,
-    B_SHIFTED: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr, WIDE: tl.constexpr,
-    ACTIVATION: tl.constexpr, SLICE_N: tl.constexpr, WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
+    TAIL_RUN: tl.constexpr, B_SHIFTED: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, SLICE_N: tl.constexpr,
+    WAITS: tl.constexpr, LETS_NEXT: tl.constexpr,
 ):  # fmt: skip
     """c = a @ b.T, one (BLOCK_M, BLOCK_N) tile of one batch item and one K range a program.
 
-    EVEN_K: K is a multiple of BLOCK_K. CLAMP: rows past the end may not be read; without it, the
-    operands' buffers reach that far. PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
+    EVEN_K: K is a multiple of BLOCK_K. TAIL_RUN: it is one of so many elements. CLAMP: rows past
+    the end may not be read; without it, the operands' buffers reach that far.
+    PARTS: 2 if packed rows hold hi and, lo_offset further, lo.
     ROUND: fp32 is rounded to TF32. DOT: "tf32" for the tensor core, of 16-bit operands too; "ieee";
     or "tf32x3", fp32 split into two numbers of TF32, with IEEE's products for tiles whose sums are
     not finite. WIDE: some offset inside a tile exceeds 32 bits. A_ALIGN and B_ALIGN: runs of so
@@ -251,8 +266,14 @@ def gemm_kernel(
     mask_n = offs_n < N + shift - first_n
     rows_m, rows_n = offs_m, offs_n
     if CLAMP:
-        rows_m = tl.where(mask_m, offs_m, 0)
-        rows_n = tl.where(runs_n < N + shift - first_n, offs_n, 0)
+        if A_K_MAJOR:
+            rows_m = readable_rows(offs_m, mask_m, first_m, M, BLOCK_M)
+        else:
+            rows_m = tl.where(mask_m, offs_m, 0)
+        if B_K_MAJOR and not B_SHIFTED:
+            rows_n = readable_rows(offs_n, mask_n, first_n, N, BLOCK_N)
+        else:
+            rows_n = tl.where(runs_n < N + shift - first_n, offs_n, 0)
     # By division: Triton ignores multiple_of on a kernel's own arguments.
     if A_ALIGN > 1:
         if A_K_MAJOR:
@@ -274,7 +295,7 @@ def gemm_kernel(
         a_ptr, b_ptr, rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
         stride_am, stride_ak, stride_bn, stride_bk,
         BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PARTS, A_K_MAJOR, B_K_MAJOR, A_ALIGN, B_ALIGN,
-        SHIFTED_K, ROUND, DOT,
+        TAIL_RUN, SHIFTED_K, ROUND, DOT,
     )  # fmt: skip
     if DOT == "tf32x3":
         # What lies beside B's rows is no reason.
@@ -286,7 +307,7 @@ def gemm_kernel(
                 a_ptr, b_ptr, rows_m, rows_n, offs_k, K, split, split_k, distance, lo_offset,
                 stride_am, stride_ak, stride_bn, stride_bk,
                 BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PARTS, A_K_MAJOR, B_K_MAJOR, A_ALIGN, B_ALIGN,
-                SHIFTED_K, ROUND, "ieee",
+                TAIL_RUN, SHIFTED_K, ROUND, "ieee",
             )  # fmt: skip
     if SHIFTED_N:
         if split == split_k - 1:
