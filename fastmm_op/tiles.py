@@ -110,6 +110,7 @@ TILES = {
     # (benchmarks/results/NVIDIA_H100_80GB_HBM3/as_it_lies_2026-11-27.txt).
     ("sm_90", "tf32"): (
         Tile("gemm_tf32_hopper", 128, 128, 32, 4, 4, 1.45),
+        Tile("gemm_tf32_hopper", 128, 64, 32, 4, 6, 1.05),
         Tile("gemm", 64, 128, 32, 2, 3, 1.00),
         Tile("gemm", 128, 64, 32, 2, 3, 1.00),
         Tile("gemm", 64, 64, 32, 2, 3, 0.86),
@@ -131,6 +132,7 @@ TILES = {
     ),
     ("sm_90", "tf32x3"): (
         Tile("gemm_tf32_hopper", 128, 128, 32, 4, 5, 2.30),
+        Tile("gemm_tf32_hopper", 128, 64, 32, 4, 7, 1.65),
         Tile("gemm", 32, 128, 32, 4, 3, 1.00),
         Tile("gemm", 32, 64, 32, 4, 3, 0.90),
         Tile("gemm", 16, 128, 32, 4, 3, 0.85),

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastmm_op.launches import Plan
+
 DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -180,3 +182,17 @@ def specials(m: int, k: int, n: int) -> dict[str, tuple[Tensor, Tensor]]:
         "Inf times subnormal": (infs, put(b.clone(), {(2, 0): 2.0**-136, (2, 1): -(2.0**-136)})),
         "finite overflow": (put(a * 1, {(0, 0): 3e38}), put(b * 1, {(0, 0): 3e38, (0, 1): -3e38})),
     }
+
+
+def interpreted_as(plan: Plan) -> str:
+    """What the interpreter makes of a plan: the same text for plans that are the same to it.
+
+    Warps, stages and when kernels start, all that often differs between cards, mean nothing to it.
+    """
+    nothing = ("WAITS", "LETS_NEXT")
+    return str(
+        [
+            (s.kernel, s.grid, s.args, {n: c for n, c in s.constexprs.items() if n not in nothing})
+            for s in plan.launches
+        ]
+    )

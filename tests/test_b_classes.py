@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cases import DTYPES, LAYOUTS, surrounded
+from cases import DTYPES, LAYOUTS, interpreted_as, surrounded
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices, classes_as_batch, count_b_classes
 from fastmm_op.estimate import estimate
@@ -174,16 +174,18 @@ def check_all_plans(a: torch.Tensor, b: torch.Tensor, precision: str, memory) ->
 
 
 def different_plans(a: torch.Tensor, b: torch.Tensor, precision: str, arches=ARCHES) -> list:
-    """(choice, plan) of every choice with classes, each kind of launches once."""
+    """(choice, plan) of every tile with classes, K whole or shared, each kind of launches once."""
     from fastmm_op import launch
 
     found = {}
     for arch in arches:
         p = launch.describe(a, b, precision, ARCHES[arch])
-        for choice in by_classes(p):
+        whole_or_shared = {
+            (choice.tile, choice.pack_a, choice.split > 1): choice for choice in by_classes(p)
+        }
+        for choice in whole_or_shared.values():
             plan = write_plan(p, choice)
-            key = str([(s.kernel, s.grid, s.args, s.constexprs) for s in plan.launches])
-            found.setdefault(key, (choice, plan))
+            found.setdefault(interpreted_as(plan), (choice, plan))
     return list(found.values())
 
 

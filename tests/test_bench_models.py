@@ -13,6 +13,8 @@ pytest.importorskip("rich", reason="the benchmark's tables need rich")
 from benchmarks import bench_models, model_runs, models
 from fastmm_op.timing import Timing
 
+pytestmark = pytest.mark.compiled  # once: it is all the same to it how kernels would run
+
 ARGS = ("--tiny", "--device", "cpu", "--steps", "4")
 
 

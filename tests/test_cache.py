@@ -507,6 +507,7 @@ for i in range(rounds):
 """
 
 
+@pytest.mark.compiled  # once: no kernel runs
 def test_concurrent_writers_neither_lose_nor_mix_entries(folder) -> None:
     """Each process writes one entry that all write, over and over, and some of its own."""
     writers, rounds = 3, 25

@@ -14,6 +14,7 @@ from cases import (
     PRECISIONS,
     SHAPES,
     ZERO_SHAPES,
+    interpreted_as,
     specials,
 )
 from fastmm_op.arch import ARCHES
@@ -156,9 +157,7 @@ class Forced:
                 plan = write_plan(problem, choice)
                 kernels = [launch.KERNELS[step.kernel] for step in plan.launches]
                 if choice.split <= 2 and all(isinstance(k, InterpretedFunction) for k in kernels):
-                    # Warps and stages, all that often differs between cards, mean nothing to it.
-                    key = str([(s.kernel, s.grid, s.args, s.constexprs) for s in plan.launches])
-                    found.setdefault(key, (choice, plan))
+                    found.setdefault(interpreted_as(plan), (choice, plan))
         return list(found.values())
 
     def roads(self, a, b, precision: str = "tf32") -> dict[tuple, tuple[Choice, Plan]]:
@@ -170,6 +169,7 @@ class Forced:
             found.setdefault(
                 (choice.tile.kernel, choice.pack_a, choice.pack_b, *cuts), (choice, plan)
             )
+        assert found
         return found
 
     def run(self, a, b, plan: Plan) -> torch.Tensor:
@@ -183,7 +183,7 @@ class Forced:
 
 def is_small(choice: Choice) -> bool:
     tile = choice.tile
-    return tile.kernel == "gemv" or choice.b_classes > 1 or tile.block_m == tile.block_n
+    return tile.kernel == "gemv" or choice.b_classes > 1 or tile.block_n == 64
 
 
 @pytest.fixture

@@ -149,7 +149,10 @@ def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
         y = (want + given["bias_ptr"].float()).to(dtype).relu()
         want = y.float() + given["residual_ptr"].float()
     want = want.to(dtype)
+    shares = [choice.tail_split for choice in found]
     for choice in found:
+        if choice.tail_split not in (min(shares), max(shares)):
+            continue
         c, in_tail = run_tail(p, choice, a, b, given)
         assert torch.equal(c[in_tail], want[in_tail]), label(choice)
         assert c[~in_tail].isnan().all(), "only the tail's tiles may be written"

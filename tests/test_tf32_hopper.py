@@ -117,7 +117,8 @@ def test_launch(layout) -> None:
             assert (batch - 1) * operand.strides[0] + (outer - 1) * pitch + inner == elements
             assert all(stride * 4 % 16 == 0 for stride in operand.strides[:2])
         assert a.box == ((1, 64, 32) if layout[0] == "N" else (1, 32, 64))
-        assert b.box == ((1, 128, 32) if layout[1] == "T" else (1, 32, 128))
+        columns = choice.tile.block_n
+        assert b.box == ((1, columns, 32) if layout[1] == "T" else (1, 32, columns))
         has_epilogue = Pointer("bias", "fp32") in rest
         assert has_epilogue == (choice.split == 1) == (step.constexprs["ACTIVATION"] == "relu")
         assert step.grid == min(132, count_tiles(p, choice) * choice.split)
@@ -125,27 +126,28 @@ def test_launch(layout) -> None:
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    ("layout", "precision", "n", "epilogue"),
+    ("layout", "precision", "columns", "n", "epilogue"),
     [
-        ("NN", "tf32", 1024, Epilogue()),
-        ("TT", "tf32", 1021, Epilogue(True, "gelu", True)),  # C's rows are not aligned
-        ("NT", "fp32", 1021, Epilogue()),
-        ("TN", "fp32", 1024, Epilogue(True, "gelu", True)),
+        ("NN", "tf32", 128, 1024, Epilogue()),
+        ("TT", "tf32", 64, 1021, Epilogue(True, "gelu", True)),  # C's rows are not aligned
+        ("NT", "fp32", 128, 1021, Epilogue()),
+        ("TN", "fp32", 64, 1024, Epilogue(True, "gelu", True)),
+        ("TT", "fp32", 128, 1024, Epilogue(True, "gelu", True)),
     ],
 )
-def test_machine_code(layout, precision, n, epilogue) -> None:
+def test_machine_code(layout, precision, columns, n, epilogue) -> None:
     """TMA and wgmma on TF32; main loops keep their numbers in registers; shared memory fits."""
     from fastmm_op import codegen
 
     p = replace(problem(1024, 1024, n, layout=layout, precision=precision), epilogue=epilogue)
-    (choice,) = (c for c in by_tma(p) if c.split == 1)
+    (choice,) = (c for c in by_tma(p) if c.split == 1 and c.tile.block_n == columns)
     (step,) = write_plan(p, choice).launches
     kernel = codegen.compile_launch(p, step)
     found = codegen.resources(kernel)
     assert found.count("UTMALDG") > 0
     # Blocks of 32 are four instructions for each product, in two consumers.
     products = 3 if precision == "fp32" else 1
-    assert found.opcodes["HGMMA.64x128x8.F32.TF32"] == 2 * 4 * products
+    assert found.opcodes[f"HGMMA.64x{columns}x8.F32.TF32"] == 2 * 4 * products
     assert found.shared_memory <= step.shared_memory <= p.arch.shared_memory
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
