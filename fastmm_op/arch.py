@@ -33,6 +33,7 @@ class Arch:
         threads_per_sm: threads that one SM holds.
         wgmma: the tensor core reads both operands from shared memory (Hopper).
         tma: the bulk tensor copy engine is there (Hopper).
+        tma_rounds: it can round fp32 to TF32 as it copies; Triton has to know how.
         memory_peak: bytes a second of the memory's pins, by its clock and width, of the card that
             the rates are of.
         bandwidth: bytes a second of a large device-to-device copy, read plus written.
@@ -58,6 +59,7 @@ class Arch:
     threads_per_sm: int
     wgmma: bool
     tma: bool
+    tma_rounds: bool
     memory_peak: float
     bandwidth: float
     fp16_flops: float
@@ -92,6 +94,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=False,
         tma=False,
+        tma_rounds=False,
         memory_peak=1.555e12,
         bandwidth=1.5e12,
         fp16_flops=240e12,
@@ -111,6 +114,7 @@ ARCHES = {
         threads_per_sm=1536,
         wgmma=False,
         tma=False,
+        tma_rounds=False,
         memory_peak=1.008e12,
         bandwidth=0.92e12,
         fp16_flops=150e12,
@@ -130,6 +134,7 @@ ARCHES = {
         threads_per_sm=2048,
         wgmma=True,
         tma=True,
+        tma_rounds=True,
         memory_peak=4.917e12,
         bandwidth=4.2e12,
         fp16_flops=700e12,

@@ -25,9 +25,12 @@ from fastmm_op.tiles import (
     Tile,
     gemv_matrix,
     gemv_tile,
+    is_converted,
     operand_kind,
 )
 
+# Columns of a tile beside whose products there are registers for a converter.
+WIDEST_CONVERTED = 128
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Products of few rows or columns are bandwidth-bound and split by cuBLAS too, whose fp32 sums are
@@ -76,7 +79,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
         for tile in TILES[arch.name, kind]:
             if tile.kernel in HOPPER_KERNELS and not hopper_can_run(problem, pack_a, pack_b):
                 continue
-            if half_would_do(problem, tile):
+            if half_would_do(problem, tile) or not tile_fits(problem, tile, kind):
                 continue
             for split in SPLITS:
                 choice = Choice(pack_a, pack_b, tile, split)
@@ -122,6 +125,19 @@ def half_would_do(problem: Problem, tile: Tile) -> bool:
     Of each kind there are tiles of FEWEST_ROWS and up.
     """
     return tile.kernel == "gemm" and tile.block_m >= 2 * max(problem.M, FEWEST_ROWS)
+
+
+def tile_fits(problem: Problem, tile: Tile, kind: str) -> bool:
+    """Whether the converter, if there is one, has room for the tile's columns."""
+    widest = WIDEST_CONVERTED if is_converted(problem, kind) else tile.block_n
+    return tile.kernel != "gemm_tf32_hopper" or tile.block_n <= widest
+
+
+def is_transposed(problem: Problem, choice: Choice) -> bool:
+    """Whether what is computed is B^T A^T, for A is the one that is K-major."""
+    if choice.tile.kernel != "gemm_tf32_hopper" or problem.b.k_major:
+        return False
+    return not is_converted(problem, operand_kind(problem, choice.pack_a, choice.pack_b))
 
 
 def pack_ways(product: Problem) -> tuple[bool, ...]:
@@ -297,8 +313,10 @@ def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
 def count_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles of C, batch included; the same number for each class of A's rows, if it has classes."""
     tile, classes = choice.tile, a_classes(problem, choice)
-    tiles_m = classes * cdiv(problem.M, classes * tile.block_m)
-    columns = problem.N + spare_elements(problem.b, problem.dtype)
+    rows, columns = problem.M, problem.N + spare_elements(problem.b, problem.dtype)
+    if is_transposed(problem, choice):
+        rows, columns = columns, rows
+    tiles_m = classes * cdiv(rows, classes * tile.block_m)
     return problem.batch * tiles_m * cdiv(columns, tile.block_n)
 
 

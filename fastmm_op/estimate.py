@@ -25,6 +25,7 @@ from fastmm_op.tiles import (
     OPERAND_BYTES,
     Choice,
     gemv_matrix,
+    is_converted,
     operand_kind,
     uses_wgmma,
 )
@@ -69,6 +70,8 @@ IMPERFECT_OVERLAP = 0.1
 # What remains of TMA's rate on rows that start inside a memory sector; those that are read by
 # classes lose nothing (benchmarks/results/NVIDIA_H200/study_2026-11-25.txt).
 SPLIT_SECTORS_RATE = 0.8
+# How many times the rate of gemm_tf32_hopper with a converter it has without one.
+ROUNDED_BY_TMA = 1.6
 # Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
 BALANCE_BANDWIDTH = 0.35
@@ -160,13 +163,19 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
     if choice.tail_split > 1 and whole_tiles(problem, choice) == 0:
         depth = tail_depth(problem, choice)
     stores = store_seconds(problem, choice)
-    exposed = 1.0 if choice.tile.kernel == "gemm_tf32_hopper" else EXPOSED_STORES
+    exposed = 1.0 if stores_wait(problem, choice) else EXPOSED_STORES
     arithmetic = arithmetic_seconds(problem, choice, depth) + exposed * stores
     traffic = read_seconds(problem, choice) + stores
     latency = depth // choice.tile.block_k * STEP_SECONDS
     seconds = max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
     split_hopper = choice.split > 1 and choice.tile.kernel in HOPPER_KERNELS
     return seconds + (HOPPER_SPLIT_SECONDS if split_hopper else 0.0)
+
+
+def stores_wait(problem: Problem, choice: Choice) -> bool:
+    """Whether nothing hides the stores of the consumers, which have a converter beside them."""
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    return choice.tile.kernel == "gemm_tf32_hopper" and is_converted(problem, kind)
 
 
 def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
@@ -225,6 +234,8 @@ def rate(problem: Problem, choice: Choice) -> float:
         "tf32x3": arch.tf32_flops / 3,
         "ieee": arch.fp32_flops,
     }.get(kind, arch.fp16_flops)
+    if choice.tile.kernel == "gemm_tf32_hopper" and not is_converted(problem, kind):
+        best *= ROUNDED_BY_TMA
     if kind == "ieee" and problem.b.k_major:
         best *= arch.ieee_k_major
     for operand, packed in operands(problem, choice):

@@ -25,7 +25,12 @@ from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
 from fastmm_op.starting import CompiledLaunch
-from fastmm_op.triton_compat import compile_together, hooks_installed
+from fastmm_op.triton_compat import (
+    compile_together,
+    hooks_installed,
+    round_as_copied,
+    tma_can_round,
+)
 
 KERNELS = {
     "balance": balance.balance_kernel,
@@ -59,7 +64,8 @@ def device_arch(index: int) -> Arch | None:
     if INTERPRETED:
         return INTERPRETED_ARCH
     arch = planned_arch(card_of(index))
-    return arch and replace(arch, tma=arch.tma and "gemm_hopper" in KERNELS)
+    tma = arch and arch.tma and "gemm_hopper" in KERNELS
+    return arch and replace(arch, tma=tma, tma_rounds=tma and tma_can_round())
 
 
 @lru_cache
@@ -149,6 +155,9 @@ def run_launches(
         compile_together(kernels)
     started = []
     for step, (kernel, grid, args, options) in zip(launches, kernels, strict=True):
+        rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
+        if any(rounds) and not hopper.ROUNDS_BY_FIELD:
+            round_as_copied(kernel.warmup(*args, grid=grid, **options), rounds)
         compiled = kernel[grid](*args, **options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
@@ -182,7 +191,9 @@ def resolve(
     """
     if isinstance(arg, Descriptor):
         pointer = resolve(arg.pointer, buffers, in_bytes)
-        return hopper.tensor_descriptor(pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype)
+        return hopper.tensor_descriptor(
+            pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype, arg.rounds
+        )
     if isinstance(arg, Pointer):
         if arg.buffer in in_bytes:
             return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])

@@ -34,12 +34,14 @@ class Descriptor:
         shape: elements in each dimension; what is read outside is zero.
         strides: elements; the last is 1, the others are multiples of 16 bytes.
         box: the piece that one copy moves.
+        rounds: whether fp32 is rounded to TF32 as it is copied.
     """
 
     pointer: Pointer
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
+    rounds: bool = False
 
 
 @dataclass(frozen=True)

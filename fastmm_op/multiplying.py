@@ -3,9 +3,12 @@
 A function a kernel; plan.py says which of them a choice takes.
 """
 
+from dataclasses import replace
+
 from fastmm_op.choices import (
     a_classes,
     count_tiles,
+    is_transposed,
     row_classes,
     stores_are_aligned,
     tail_tiles,
@@ -31,7 +34,7 @@ from fastmm_op.problem import (
 )
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
-from fastmm_op.tiles import Choice, Tile, gemv_matrix, operand_kind
+from fastmm_op.tiles import Choice, Tile, gemv_matrix, is_converted, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
@@ -201,35 +204,43 @@ def gemm_tf32_hopper_launch(
 ) -> Launch:
     """kernels/gemm_tf32_hopper.py: TMA and wgmma, fp32 operands as they lie, aligned.
 
+    It may be asked for B^T A^T, whose rows are columns of C.
+
     Args:
         target: C, or the partial sums of a split.
     """
     tile = choice.tile
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
     kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    rounds = not is_converted(problem, kind)
     epilogue = product_epilogue(problem, choice)
+    transposed = is_transposed(problem, choice)
+    if transposed:
+        a, b, M, N = b, a, N, M
+    a_desc = operand_descriptor(a, batch, M, K, 64, tile.block_k)
+    b_desc = operand_descriptor(b, batch, N, K, tile.block_n, tile.block_k)
     return Launch(
         "gemm_tf32_hopper",
         min(problem.arch.sms, count_tiles(problem, choice) * choice.split),
-        (
-            operand_descriptor(a, batch, M, K, 64, tile.block_k),
-            operand_descriptor(b, batch, N, K, tile.block_n, tile.block_k),
-        )
+        (replace(a_desc, rounds=rounds), replace(b_desc, rounds=rounds))
         + (a.pointer, b.pointer, target)
         + epilogue_pointers(problem, epilogue)
         + (M, N, K, batch, choice.split)
         + (a.batch_stride, a.row_stride, a.k_stride)
         + (b.batch_stride, b.row_stride, b.k_stride)
-        + (M * N, N, int(a.batch_stride > 0), int(b.batch_stride > 0)),
+        + (M * N, problem.N, int(a.batch_stride > 0), int(b.batch_stride > 0)),
         {
             "BLOCK_N": tile.block_n,
             "GROUP_M": group_m(problem, choice),
             "STAGES": tile.num_stages,
             "PARTS": 2 if kind == "tf32x3" else 1,
+            "CONVERTS": not rounds,
+            "TRANSPOSED": transposed,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
+            "STREAMS": rounds and c_is_streamed(problem, choice),
             "SLICE_N": 32,
         },
         num_warps=tile.num_warps,

@@ -38,7 +38,7 @@ from fastmm_op.packing import (
     pack_operand,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv
-from fastmm_op.tiles import Choice, operand_kind
+from fastmm_op.tiles import Choice, is_converted, operand_kind
 
 
 @lru_cache(maxsize=4096)
@@ -202,7 +202,9 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if tile.kernel != "gemv" and operand_kind(product, choice.pack_a, choice.pack_b) == "tf32x3":
         said.append("fp32 is split in registers into two numbers of TF32: three products")
     if tile.kernel == "gemm_tf32_hopper":
-        said.append("a warpgroup converts b beside those that multiply")
+        converted = is_converted(problem, operand_kind(problem, choice.pack_a, choice.pack_b))
+        rounded = "TMA rounds both to TF32 as it copies them"
+        said.append("a warpgroup converts b beside those that multiply" if converted else rounded)
     tiles = count_tiles(problem, choice)
     if tile.kernel == "gemv":
         tiles = cdiv(max(problem.M, problem.N), tile.block_n) * problem.batch

@@ -7,6 +7,7 @@ from fastmm_op.tiles import (
     Tile,
     a_is_k_major,
     gemv_matrix,
+    is_converted,
     operand_kind,
     uses_wgmma,
 )
@@ -63,7 +64,8 @@ def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
 def tf32_hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     """An upper bound for gemm_tf32_hopper_kernel; tests hold it against the compiler's figure."""
     tile = choice.tile
-    parts = 2 if operand_kind(problem, choice.pack_a, choice.pack_b) == "tf32x3" else 1
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    parts = 2 if kind == "tf32x3" else int(is_converted(problem, kind))
     ring = tile.num_stages * ring_slot(problem, choice)
     copies = CONVERTED_SLOTS * parts * tile.block_n * tile.block_k * 4
     barriers = 2 * 8 * (tile.num_stages + CONVERTED_SLOTS)

@@ -109,6 +109,7 @@ TILES = {
     # converts beside what multiplies: so many times mma.sync's rate, here and under "tf32x3"
     # (benchmarks/results/NVIDIA_H100_80GB_HBM3/as_it_lies_2026-11-27.txt).
     ("sm_90", "tf32"): (
+        Tile("gemm_tf32_hopper", 128, 256, 32, 4, 4, 1.70),
         Tile("gemm_tf32_hopper", 128, 128, 32, 4, 4, 1.45),
         Tile("gemm_tf32_hopper", 128, 64, 32, 4, 6, 1.05),
         Tile("gemm", 64, 128, 32, 2, 3, 1.00),
@@ -232,6 +233,15 @@ def operand_kind(problem: Problem, pack_a: bool, pack_b: bool) -> str:
             return "tf32" if wide_copies else "misaligned tf32"
         return "tf32x3" if problem.split_in_registers and wide_copies else "ieee"
     return "16-bit" if a_aligned and b_aligned else "misaligned 16-bit"
+
+
+def is_converted(problem: Problem, kind: str) -> bool:
+    """Whether gemm_tf32_hopper_kernel has a warpgroup that converts B beside those that multiply.
+
+    It need not if TMA rounds both operands, and one of them is K-major: wgmma wants that of one.
+    """
+    k_major = problem.a.k_major or problem.b.k_major
+    return kind == "tf32x3" or not (problem.arch.tma_rounds and k_major)
 
 
 def uses_wgmma(problem: Problem, tile: Tile) -> bool:

@@ -154,3 +154,34 @@ def encoder(metadata: dict) -> Callable[[object], object]:
     # Triton 3.8 has a third parameter, which NVIDIA's cards do not use.
     more = (None,) * (len(inspect.signature(make).parameters) - 2)
     return lambda descriptor: make(descriptor, metadata, *more)[0]
+
+
+# CUDA's CU_TENSOR_MAP_DATA_TYPE_TFLOAT32: fp32 that TMA rounds to TF32 as it copies it.
+TFLOAT32 = 11
+
+
+def tma_can_round() -> bool:
+    """Whether this Triton can have TMA round fp32 to TF32: by a descriptor's field, since 3.7.
+
+    Of 3.6 it is known how to have it too (``round_as_copied``).
+    """
+    if nvidia is None:
+        return False
+    if hasattr(nvidia, "TMA_TF32"):
+        return True
+    is_known = triton.__version__.startswith("3.6.")
+    return is_known and nvidia.TMA_DTYPE_DEVICE_TO_HOST.get(TFLOAT32) == TFLOAT32
+
+
+def round_as_copied(kernel, rounds: Sequence[bool]) -> None:
+    """Have TMA round what a kernel's descriptors copy to TF32, in Triton 3.6.
+
+    There the type that a descriptor is encoded with is the compiled kernel's own.
+
+    Args:
+        kernel: a ``CompiledKernel``, whenever it was or will be started.
+        rounds: whether, of each descriptor among its arguments.
+    """
+    for metadata, wanted in zip(descriptor_metadata(kernel), rounds, strict=True):
+        if wanted:
+            metadata["elem_type"] = TFLOAT32

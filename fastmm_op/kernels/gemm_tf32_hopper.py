@@ -8,11 +8,15 @@ packed, so each operand is read from memory once. One program per SM walks over 
 (batch, tile, split), as kernels/gemm_hopper.py does. In it run
 
     producer     1 warp: TMA loads of 128 x 32 of A and 32 x BLOCK_N of B into a ring of slots
-    converter    4 warps: reads B from its slot, rounds or splits it, and writes it to one of SLOTS
-                 others, K-major, as wgmma wants fp32
-    consumer 0   4 warps: reads rows 0..63 of A into registers and rounds or splits them there;
-                 wgmma; then the stores
+    converter    if CONVERTS, 4 warps: reads B from its slot, rounds or splits it, and writes it to
+                 one of SLOTS others, K-major, as wgmma wants fp32
+    consumer 0   4 warps: reads rows 0..63 of A into registers, and rounds or splits them there if
+                 CONVERTS; wgmma; then the stores
     consumer 1   4 warps: the same for rows 64..127
+
+Without a converter TMA has rounded what it copies, B is K-major, and an A that is K-major stays in
+shared memory. A K-major A beside another B is multiplied as B^T A^T (TRANSPOSED): the caller gives
+them in that order, and rows of the tile are columns of C.
 
 With two parts each block of K ends in products of its own, which an ordinary addition adds to the
 sum, and what is too large to be split makes a sum that is not finite. Consumers look for that
@@ -41,7 +45,13 @@ from fastmm_op.kernels.hopper import (
     tma_load,
     work_item,
 )
-from fastmm_op.kernels.hopper_store import load_bias, split_columns, store_slice
+from fastmm_op.kernels.hopper_store import (
+    load_bias,
+    load_bias_of_rows,
+    split_columns,
+    store_slice,
+    store_transposed,
+)
 from fastmm_op.kernels.tf32 import SPLIT_SCALE, add_half_of_tf32, split_in_tf32
 
 BLOCK_K = gl.constexpr(32)
@@ -125,7 +135,7 @@ def converter(
     LAYOUT: gl.constexpr = gl.BlockedLayout(
         [1, 4], [ROWS_OF_WARP, 32 // ROWS_OF_WARP], [4, 1], [1, 0]
     )
-    b_smem, full, empty = ring
+    b_smem, full, empty = ring[1], ring[2], ring[3]
     copies, ready, taken = converted
     stage = 0
     phase = 0
@@ -184,22 +194,22 @@ def sum_in_ieee(
 
 @gluon.jit
 def consumer(
-    ring, converted, pointers, sizes, strides, c_strides, epilogue,
+    operands, sizes, strides, output,
     INDEX: gl.constexpr,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    A_K_MAJOR: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+    CONVERTS: gl.constexpr, TRANSPOSED: gl.constexpr, A_K_MAJOR: gl.constexpr,
+    ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 8])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 8])
     A_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, MMA, 1)
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
-    a_smem, full, empty = ring
+    ring, converted, a_ptr, b_ptr = operands
+    a_smem, b_smem, full, empty = ring
     copies, ready, taken = converted
-    a_ptr, b_ptr, c_ptr = pointers
     M, N, K, batch, _ = sizes
     stride_ab, stride_bb, strides_in_item = strides
-    stride_cz, stride_cm = c_strides
-    bias_ptr, residual_ptr = epilogue
+    c_ptr, stride_cz, stride_cm, bias_ptr, residual_ptr = output
     stage = 0
     phase = 0
     slot = 0
@@ -210,9 +220,9 @@ def consumer(
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
         for _ in range(first, last):
             mbarrier.wait(full.index(stage), phase)
-            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M).load(A_LAYOUT)
+            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
             if PARTS == 2:
-                a_hi, a_lo = split_in_tf32(a)
+                a_hi, a_lo = split_in_tf32(a.load(A_LAYOUT))
                 mbarrier.wait(ready.index(slot), slot_phase)
                 b_hi = matrix_view(copies.index(slot * 2), True, BLOCK_N).permute([1, 0])
                 b_lo = matrix_view(copies.index(slot * 2 + 1), True, BLOCK_N).permute([1, 0])
@@ -222,17 +232,27 @@ def consumer(
                 products = warpgroup_mma(a_hi, b_hi, products, is_async=True)
                 products, _, _ = warpgroup_mma_wait(0, deps=(products, a_hi, a_lo))
                 acc += products
-            else:
-                a = add_half_of_tf32(a)
+            elif CONVERTS:
+                rounded = add_half_of_tf32(a.load(A_LAYOUT))
                 mbarrier.wait(ready.index(slot), slot_phase)
                 b = matrix_view(copies.index(slot), True, BLOCK_N).permute([1, 0])
-                acc = warpgroup_mma(a, b, acc, is_async=True)
-                acc, _ = warpgroup_mma_wait(0, deps=(acc, a))
+                acc = warpgroup_mma(rounded, b, acc, is_async=True)
+                acc, _ = warpgroup_mma_wait(0, deps=(acc, rounded))
+            else:
+                b = matrix_view(b_smem.index(stage), True, BLOCK_N).permute([1, 0])
+                if A_K_MAJOR:
+                    acc = warpgroup_mma(a, b, acc, is_async=True)
+                    acc = warpgroup_mma_wait(0, deps=(acc,))
+                else:
+                    in_registers = a.load(A_LAYOUT)
+                    acc = warpgroup_mma(in_registers, b, acc, is_async=True)
+                    acc, _ = warpgroup_mma_wait(0, deps=(acc, in_registers))
             # Not before: that A has been read is certain once it has been multiplied.
             mbarrier.arrive(empty.index(stage))
-            mbarrier.arrive(taken.index(slot))
             stage, phase = advance(stage, phase, STAGES)
-            slot, slot_phase = advance(slot, slot_phase, SLOTS)
+            if CONVERTS:
+                mbarrier.arrive(taken.index(slot))
+                slot, slot_phase = advance(slot, slot_phase, SLOTS)
         finite = True
         if PARTS == 2:
             outside = row0 >= M  # zero times a NaN of B is no reason to look at these
@@ -253,10 +273,16 @@ def consumer(
                         col0 + i * SLICE_N, first * BLOCK_K, min(last * BLOCK_K, K), M, N,
                         strides_in_item, SLICE_N, SLICE,
                     )  # fmt: skip
-            if bias_ptr is not None:
-                x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
-            store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm, residual_z,
-                        ALIGNED, 1, ACTIVATION, False, False)  # fmt: skip
+            if TRANSPOSED:
+                if bias_ptr is not None:
+                    x += load_bias_of_rows(bias_ptr, row0, M, SLICE)
+                store_transposed(c_z, x, row0, col0 + i * SLICE_N, M, N, stride_cm, residual_z,
+                                 ACTIVATION, STREAMS)  # fmt: skip
+            else:
+                if bias_ptr is not None:
+                    x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
+                store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm,
+                            residual_z, ALIGNED, 1, ACTIVATION, STREAMS, False)  # fmt: skip
 
 
 SIZES = ["M", "N", "K", "batch", "split_k"]
@@ -276,50 +302,66 @@ def gemm_tf32_hopper_kernel(
     stride_bb, stride_bn, stride_bk,
     stride_cz, stride_cm, a_step, b_step,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
+    CONVERTS: gl.constexpr, TRANSPOSED: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, ALIGNED: gl.constexpr,
-    ACTIVATION: gl.constexpr, SLICE_N: gl.constexpr,
+    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
     WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
-    ALIGNED: the rows of C start on 16-byte boundaries. SLICE_N: columns of C that are finished and
-    stored at a time.
+    TRANSPOSED: C is (batch, N, M) in memory, its rows stride_cm apart. ALIGNED: these start on
+    16-byte boundaries, which is asked if not TRANSPOSED. SLICE_N: columns of the tile that are
+    finished and stored at a time. STREAMS: as kernels/hopper_store.py has it.
     """
     let_next_start(LETS_NEXT)
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
+    gl.static_assert(CONVERTS or (PARTS == 1 and B_K_MAJOR))
+    gl.static_assert(not (CONVERTS and TRANSPOSED))
     a_shape: gl.constexpr = [STAGES * 2] + a_desc.block_shape
     b_shape: gl.constexpr = [STAGES] + b_desc.block_shape
     copy_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, BLOCK_K], gl.float32)
     a_smem = gl.allocate_shared_memory(gl.float32, a_shape, a_desc.layout)
     b_smem = gl.allocate_shared_memory(gl.float32, b_shape, b_desc.layout)
-    copies = gl.allocate_shared_memory(gl.float32, [SLOTS * PARTS, BLOCK_N, BLOCK_K], copy_layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    taken = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=3)  # two consumers and the converter
-    for i in gl.static_range(SLOTS):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(taken.index(i), count=2)
-    of_a = (a_smem, full, empty)
-    converted = (copies, ready, taken)
-    pointers = (a_ptr, b_ptr, c_ptr)
+        mbarrier.init(empty.index(i), count=3 if CONVERTS else 2)
+    ring = (a_smem, b_smem, full, empty)
+    converted = (None, None, None)
+    if CONVERTS:
+        copy_shape: gl.constexpr = [SLOTS * PARTS, BLOCK_N, BLOCK_K]
+        copies = gl.allocate_shared_memory(gl.float32, copy_shape, copy_layout)
+        ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+        taken = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(SLOTS):
+            mbarrier.init(ready.index(i), count=1)
+            mbarrier.init(taken.index(i), count=2)
+        converted = (copies, ready, taken)
+    operands = (ring, converted, a_ptr, b_ptr)
     sizes = (M, N, K, batch, split_k)
     strides = (stride_ab, stride_bb, (stride_am, stride_ak, stride_bn, stride_bk))
-    c_strides = (stride_cz, stride_cm)
-    epilogue = (bias_ptr, residual_ptr)
-    # Of consumer 1, converter and producer. Consumer 0 has what is left of four times 128.
-    REGISTERS: gl.constexpr = [216, 56, 24] if PARTS == 2 else [168, 136, 40]
+    output = (c_ptr, stride_cz, stride_cm, bias_ptr, residual_ptr)
     wait_for_previous(WAITS)
-    gl.warp_specialize([
-        (consumer, (of_a, converted, pointers, sizes, strides, c_strides, epilogue, 0, BLOCK_N,
-                    GROUP_M, STAGES, PARTS, A_K_MAJOR, ALIGNED, ACTIVATION, SLICE_N)),
-        (consumer, (of_a, converted, pointers, sizes, strides, c_strides, epilogue, 1, BLOCK_N,
-                    GROUP_M, STAGES, PARTS, A_K_MAJOR, ALIGNED, ACTIVATION, SLICE_N)),
-        (converter, ((b_smem, full, empty), converted, sizes, BLOCK_N, GROUP_M, STAGES, PARTS,
-                     B_K_MAJOR)),
-        (producer, (a_desc, b_desc, (a_smem, b_smem, full, empty), sizes, (a_step, b_step),
-                    BLOCK_N, GROUP_M, STAGES, A_K_MAJOR, B_K_MAJOR)),
-    ], [4, 4, 1], REGISTERS)  # fmt: skip
+    # Registers of consumer 1 and those after it. Consumer 0 has what is left of four times 128, or
+    # of three times.
+    if CONVERTS:
+        REGISTERS: gl.constexpr = [216, 56, 24] if PARTS == 2 else [168, 136, 40]
+        gl.warp_specialize([
+            (consumer, (operands, sizes, strides, output, 0, BLOCK_N, GROUP_M, STAGES, PARTS, True,
+                        False, A_K_MAJOR, ALIGNED, ACTIVATION, STREAMS, SLICE_N)),
+            (consumer, (operands, sizes, strides, output, 1, BLOCK_N, GROUP_M, STAGES, PARTS, True,
+                        False, A_K_MAJOR, ALIGNED, ACTIVATION, STREAMS, SLICE_N)),
+            (converter, (ring, converted, sizes, BLOCK_N, GROUP_M, STAGES, PARTS, B_K_MAJOR)),
+            (producer, (a_desc, b_desc, ring, sizes, (a_step, b_step), BLOCK_N, GROUP_M, STAGES,
+                        A_K_MAJOR, B_K_MAJOR)),
+        ], [4, 4, 1], REGISTERS)  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (consumer, (operands, sizes, strides, output, 0, BLOCK_N, GROUP_M, STAGES, 1, False,
+                        TRANSPOSED, A_K_MAJOR, ALIGNED, ACTIVATION, STREAMS, SLICE_N)),
+            (consumer, (operands, sizes, strides, output, 1, BLOCK_N, GROUP_M, STAGES, 1, False,
+                        TRANSPOSED, A_K_MAJOR, ALIGNED, ACTIVATION, STREAMS, SLICE_N)),
+            (producer, (a_desc, b_desc, ring, sizes, (a_step, b_step), BLOCK_N, GROUP_M, STAGES,
+                        A_K_MAJOR, B_K_MAJOR)),
+        ], [4, 1], [232, 40])  # fmt: skip

@@ -4,6 +4,8 @@ Of Triton 3.6 to 3.9 some names differ. Where one is missing, importing this rai
 Hopper gets plans of plain Triton (launch.py).
 """
 
+import dataclasses
+
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -16,6 +18,9 @@ tma_store = getattr(tma, "async_store", None) or getattr(tma, "async_copy_shared
 barrier = getattr(gl, "barrier", None) or getattr(gl, "thread_barrier", None)  # since 3.7; 3.6
 if None in (tma_load, tma_store, barrier) or not hasattr(gl, "warp_specialize"):
     raise ImportError(f"Gluon of Triton {triton.__version__} lacks TMA or warp_specialize")
+
+# Of Triton 3.6 it is asked otherwise (triton_compat.round_as_copied).
+ROUNDS_BY_FIELD = "round_f32_to_tf32" in {f.name for f in dataclasses.fields(TensorDescriptor)}
 
 BLOCK_M = gl.constexpr(128)
 WARPGROUP_M = gl.constexpr(64)  # rows of a tile that one consumer, a warpgroup, has
@@ -87,10 +92,16 @@ def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for(list(box), element)
 
 
-def tensor_descriptor(tensor, shape, strides, box, dtype: str) -> TensorDescriptor:
-    """A host TMA descriptor of a torch tensor's memory; sizes and strides in elements."""
+def tensor_descriptor(tensor, shape, strides, box, dtype: str, rounds: bool) -> TensorDescriptor:
+    """A host TMA descriptor of a torch tensor's memory; sizes and strides in elements.
+
+    rounds: TMA is to round fp32 to TF32 as it copies.
+    """
     layout = box_layout(box, dtype)
-    return TensorDescriptor(tensor, list(shape), list(strides), list(box), layout)
+    descriptor = TensorDescriptor(tensor, list(shape), list(strides), list(box), layout)
+    if rounds and ROUNDS_BY_FIELD:
+        descriptor.round_f32_to_tf32 = True
+    return descriptor
 
 
 def descriptor_type(box: tuple[int, ...], dtype: str) -> str:

@@ -42,6 +42,13 @@ def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.conste
 
 
 @gluon.jit
+def load_bias_of_rows(bias_ptr, row0, M, LAYOUT: gl.constexpr):
+    """(64, 1) of the bias in fp32, where rows of the tile are columns of C."""
+    rows = row0 + gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, LAYOUT))
+    return gl.expand_dims(gl.load(bias_ptr + rows, mask=rows < M, other=0.0).to(gl.float32), 1)
+
+
+@gluon.jit
 def store_slice(
     c_ptr, x, row0, row_step, in_class, col0, shift, M, N, stride_cm, residual_ptr,
     ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
@@ -87,6 +94,28 @@ def store_slice(
             sources = gl.expand_dims(residual_ptr + row_starts, 1) + gl.expand_dims(cols, 0)
             y = add_residual(y, gl.load(sources, mask=mask, other=0.0))
         gl.store(gl.expand_dims(c_ptr + row_starts, 1) + gl.expand_dims(cols, 0), y, mask=mask)
+
+
+@gluon.jit
+def store_transposed(
+    c_ptr, x, row0, col0, M, N, stride_cm, residual_ptr,
+    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+):  # fmt: skip
+    """Writes activation(x) + residual to C, of which x (64, SLICE_N) is transposed.
+
+    Eight threads of a quad's rank hold neighbours along C's rows: whole 32-byte sectors of fp32.
+    M and N are x's sizes, stride_cm is between C's rows.
+    """
+    layout: gl.constexpr = x.type.layout
+    SLICE_N: gl.constexpr = x.shape[1]
+    y = activated(x, ACTIVATION, c_ptr.dtype.element_ty)
+    rows = row0 + gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
+    cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
+    offsets = gl.expand_dims(rows, 1) + gl.expand_dims(cols.to(gl.int64) * stride_cm, 0)
+    mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N, 0)
+    if residual_ptr is not None:
+        y = add_residual(y, gl.load(residual_ptr + offsets, mask=mask, other=0.0))
+    gl.store(c_ptr + offsets, y, mask=mask, cache_modifier=".cs" if STREAMS else "")
 
 
 @gluon.jit
