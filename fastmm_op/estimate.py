@@ -35,7 +35,7 @@ STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
 # and how much longer reading them takes where memory is the limit: K-major operands, then others.
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
-MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.5, 5.5), "bf16": (3.5, 5.5)}
+MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.2, 5.5), "bf16": (3.2, 5.5)}
 # As MISALIGNED_RATE, where only the few rows of A are, beside a B that is read by classes: by the
 # instructions that a step takes, by the kind of the operands.
 A_BY_ELEMENT = {"tf32": 0.4, "tf32x3": 0.8, "ieee": 0.9, "misaligned 16-bit": 0.5}
@@ -290,7 +290,8 @@ def gemm_programs(problem: Problem, choice: Choice) -> float:
 
 def reading_share(problem: Problem, choice: Choice) -> float:
     """The share of the bandwidth at which a kernel reads, if it has loads enough in flight."""
-    if choice.tile.kernel != "gemm":
+    by_element = any(read_misaligned(problem, choice, *x) for x in operands(problem, choice))
+    if choice.tile.kernel != "gemm" or by_element:
         return 1.0
     segment = choice.tile.block_n * ITEMSIZE[problem.dtype]
     by_rows = choice.pack_b or problem.b.k_major

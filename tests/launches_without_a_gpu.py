@@ -15,7 +15,7 @@ from triton import knobs
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
-from fastmm_op import launch
+from fastmm_op import launch, triton_compat
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
 from fastmm_op.codegen import compile_launch
@@ -47,8 +47,9 @@ def launches():
         ((4096, 2113, 4096), "fp32", Epilogue(), lambda c: c.pack_a and c.tail_split > 1),
         ((255, 257, 4097), "fp32", Epilogue(), lambda c: c.pack_a and c.pack_b and c.split > 1),
         ((512, 1024, 512), "fp16", Epilogue(True, "relu", True), lambda c: not c.pack_a),
+        ((512, 768, 512), "fp32", Epilogue(), lambda c: c.split == 1),
     ):
-        kernel = "gemm" if m == 255 else "gemm_hopper"
+        kernel = {255: "gemm", 768: "gemm_tf32_hopper"}.get(m if m < 512 else n, "gemm_hopper")
         operands = Operand(0, k, 1), Operand(0, 1, n)
         problem = Problem(1, m, n, k, dtype, "tf32", *operands, ARCHES["sm_90"], epilogue)
         fitting = [c for c in choices(problem) if c.tile.kernel == kernel and fits(c)]
@@ -68,7 +69,7 @@ def tensor(pointer: Pointer) -> Address:
 def argument(arg):
     """As ``launch.run_plan`` passes it, tensors aside."""
     if isinstance(arg, Descriptor):
-        how = arg.shape, arg.strides, arg.box, arg.pointer.dtype
+        how = arg.shape, arg.strides, arg.box, arg.pointer.dtype, arg.rounds
         return launch.hopper.tensor_descriptor(tensor(arg.pointer), *how)
     return tensor(arg) if isinstance(arg, Pointer) else arg
 
@@ -92,6 +93,9 @@ def parameters(kernel, step: Launch, addresses: dict[str, int]) -> list[bytes | 
 
 def check(fake: ctypes.CDLL, problem: Problem, step: Launch) -> None:
     kernel = compile_launch(problem, step)
+    rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
+    if any(rounds) and not launch.hopper.ROUNDS_BY_FIELD:
+        triton_compat.round_as_copied(kernel, rounds)
     started = CompiledLaunch(kernel, step, [argument(arg) for arg in step.args])
     assert isinstance(started.fastest, DirectLaunch), step.kernel
     sizes = [128 if p is None else len(p) for p in parameters(kernel, step, CALLS[0])]
@@ -121,6 +125,8 @@ def check(fake: ctypes.CDLL, problem: Problem, step: Launch) -> None:
                 address, *dims = struct.unpack_from(f"<{1 + len(arg.shape)}Q", found)
                 assert address == addresses[arg.pointer.buffer] + arg.pointer.offset
                 assert dims == list(reversed(arg.shape))
+                (types,) = struct.unpack_from("<Q", found, 12 * 8)
+                assert (types // 10000 == triton_compat.TFLOAT32) == arg.rounds
             else:
                 assert found == wanted, (step, found, wanted)
             at += size

@@ -28,7 +28,7 @@ PLANS = {
     "row classes": ((4096, 2949, 2961), {}),
     "copied": ((4096, 2949, 2968), {"dtype": "bf16", "layout": "NT"}),
     "copied, row classes": ((4096, 2949, 2961), {"dtype": "bf16"}),
-    "split": ((32, 4096, 11008), {"dtype": "bf16"}),
+    "split": ((32, 11008, 2048), {"dtype": "bf16"}),
     "one row, split": ((1, 4096, 11008), {"precision": "fp32"}),
     "classes of B": ((17, 4097, 11009), {}),
     "shared tail": ((4096, 4096, 2049), {"dtype": "bf16"}),
@@ -100,14 +100,10 @@ def test_a_kept_weight_is_packed_in_a_chain_of_its_own() -> None:
     assert [step.dependent for step in kept.launches] == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "dtype", "layout"),
-    [((1024, 1024, 1024), "fp32", "NN"), ((8, 4097, 11009), "bf16", "NT")],
-)
-def test_exported_files_are_chosen_by_what_ordinary_launches_cost(sizes, dtype, layout) -> None:
+def test_exported_files_are_chosen_by_what_ordinary_launches_cost() -> None:
     """Overlap makes packing, and its launches, cheap enough to choose; a file has none."""
-    how = {"batch": 1, "dtype": dtype, "layout": layout, "precision": "tf32", "arch": HOPPER}
-    p = problem_of(*sizes, **how)
+    how = {"batch": 1, "dtype": "fp32", "layout": "NN", "precision": "tf32", "arch": HOPPER}
+    p = problem_of(1024, 1024, 1024, **how)
     plain = exported_problem(p)
     assert not plain.arch.overlaps
     overlapping = replace(p, arch=replace(HOPPER, tma=False))

@@ -94,12 +94,13 @@ def test_reasons() -> None:
     )
 
 
-@pytest.mark.parametrize(("k", "n"), [(768, 3072), (3072, 768)])
-@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize(
+    ("precision", "k", "n"), [("tf32", 768, 3072), ("fp32", 768, 3072), ("fp32", 3072, 768)]
+)
 def test_few_rows_are_computed_from_the_weight_and_more_from_its_copy(precision, k, n) -> None:
     """An H100 took 17 us for 2 and 8 rows in TF32 by the copy, 12 by the weight (prepack.txt)."""
     h100 = arch_for(Card((9, 0), 132, 3.352e12))
-    for rows in (2, 8, 17, 256, 1023, 4096):
+    for rows in (2, 8, 17, 1023, 4096):
         p = replace(problem("sm_90", rows, k, n, precision=precision), arch=h100)
         assert make_plan(p).choice.pack_b == (rows > 17)
 

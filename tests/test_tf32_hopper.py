@@ -63,7 +63,8 @@ def test_a_deep_product_of_few_tiles_takes_it(precision) -> None:
     assert plan.strategy == "direct+split"
     said = " ".join(reasons(p, plan.choice))
     assert ("two numbers of TF32" in said) == (precision == "fp32")
-    assert "a warpgroup converts b" in said
+    assert ("a warpgroup converts b" in said) == (precision == "fp32")
+    assert ("TMA rounds both" in said) == (precision == "tf32")
 
 
 def test_sums_are_short() -> None:
