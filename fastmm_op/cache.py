@@ -122,7 +122,8 @@ def key(problem: Problem) -> dict[str, object]:
     """
     found = asdict(problem)
     arch = problem.arch
-    found["arch"] = {"name": arch.name, "sms": arch.sms, "tma": arch.tma}
+    copies = {"tma": arch.tma, "tma_rounds": arch.tma_rounds}
+    found["arch"] = {"name": arch.name, "sms": arch.sms} | copies
     found["precision"] = problem.precision if problem.dtype == "fp32" else None
     return found
 

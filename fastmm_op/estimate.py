@@ -47,8 +47,8 @@ SHIFTED_STEPS = 2
 PACK_BANDWIDTH = 0.85
 STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
-# stores take is not hidden under the next tile's main loop, and all of it where the consumers that
-# multiply store every tile themselves (gemm_tf32_hopper).
+# stores take is not hidden under the next tile's main loop, and all of it where a converter has to
+# wait for consumers that store (gemm_tf32_hopper).
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
 # Where K is split, the persistent kernels have few steps to fill a ring for. 23 such choices took

@@ -22,7 +22,8 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "tf32") -> Tensor:
             error against float64 at most 1.1 times that of torch's TF32 or, where torch happens to
             compute in float32 under that setting, of TF32 rounded correctly; unless a's columns and
             b's rows are scaled against each other by more than some 1e4 either way (README,
-            Precision). A factor below 2**-137 may count as zero, so that Inf times it is NaN.
+            Precision). A factor below 2**-137 may count as zero, so that Inf times it is NaN, and
+            one of 2**128 - 2**116 or more as Inf, to which it rounds.
             ``"fp32"``: normwise error at most twice that of torch's float32, or 2**-22 where that
                 is more.
             ``"ieee"``: every product and sum in IEEE float32.

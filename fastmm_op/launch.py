@@ -155,12 +155,22 @@ def run_launches(
         compile_together(kernels)
     started = []
     for step, (kernel, grid, args, options) in zip(launches, kernels, strict=True):
-        rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
-        if any(rounds) and not hopper.ROUNDS_BY_FIELD:
-            round_as_copied(kernel.warmup(*args, grid=grid, **options), rounds)
-        compiled = kernel[grid](*args, **options)
+        compiled = compile_and_launch(step, kernel, grid, args, options)
         started.append(CompiledLaunch(compiled, step, args) if compiled else None)
     return started
+
+
+def compile_and_launch(
+    step: Launch, kernel, grid: tuple[int, int, int], args: list, options: dict
+) -> object:
+    """One launch by Triton, and the compiled kernel (None when interpreted)."""
+    rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
+    if not any(rounds) or hopper.ROUNDS_BY_FIELD:
+        return kernel[grid](*args, **options)
+    # The very object that is told to round is launched: another thread may compile it once more.
+    compiled = round_as_copied(kernel.warmup(*args, grid=grid, **options), rounds)
+    compiled[grid](*args, *step.constexprs.values())
+    return compiled
 
 
 def launch_options(step: Launch) -> dict[str, int | bool]:

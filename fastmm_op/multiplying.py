@@ -66,6 +66,7 @@ def gemm_launch(
     k = round_up(problem.K, tile.block_k) if both_packed else problem.K
     scaled = a.row_exp is not None
     kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    a_align = copy_elements(a, problem.M, choice.pack_a or is_aligned_in(problem, "a"))
     b_align = copy_elements(b, problem.N, choice.pack_b or is_aligned_in(problem, "b"))
     if problem.b.shifted:  # its runs may reach over C's columns on both sides
         b_align = COPY_BYTES // ITEMSIZE[problem.dtype]
@@ -91,9 +92,9 @@ def gemm_launch(
             "PARTIAL": choice.split > 1,
             "A_K_MAJOR": a.k_major,
             "B_K_MAJOR": b.k_major,
-            "A_ALIGN": copy_elements(a, problem.M, choice.pack_a or is_aligned_in(problem, "a")),
+            "A_ALIGN": a_align,
             "B_ALIGN": b_align,
-            "TAIL_RUN": tail_run(problem, k),
+            "TAIL_RUN": tail_run(problem, k, (a, a_align), (b, b_align)),
             "B_SHIFTED": problem.b.shifted,
             "ROUND": problem.tf32 and not scaled,
             "DOT": kind if kind in ("tf32x3", "ieee") else "tf32",
@@ -192,7 +193,7 @@ def gemm_hopper_launch(
 def c_is_streamed(problem: Problem, choice: Choice) -> bool:
     """Whether consumers store C past L2, because little but storing is done and L2 cannot hold C.
 
-    Asked of what TMA would store, which has no such stores here.
+    Asked of what TMA would store, which has no such stores here, and of aligned fp32 as it lies.
     """
     elements = choice.split * problem.batch * problem.M * problem.N
     itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
@@ -231,7 +232,7 @@ def gemm_tf32_hopper_launch(
         + (M * N, problem.N, int(a.batch_stride > 0), int(b.batch_stride > 0)),
         {
             "BLOCK_N": tile.block_n,
-            "GROUP_M": group_m(problem, choice),
+            "GROUP_M": group_m(replace(problem, M=M, N=N), choice),
             "STAGES": tile.num_stages,
             "PARTS": 2 if kind == "tf32x3" else 1,
             "CONVERTS": not rounds,
@@ -404,10 +405,14 @@ def copy_elements(operand: GemmOperand, rows: int, aligned: bool) -> int:
     return elements if aligned and whole_runs else 1
 
 
-def tail_run(problem: Problem, k: int) -> int:
-    """Elements of K that are inside of an operand, or outside, together: one copy's, or 1."""
-    elements = COPY_BYTES // ITEMSIZE[problem.dtype]
-    return elements if k % elements == 0 and not problem.b.shifted else 1
+def tail_run(problem: Problem, k: int, *copied: tuple[GemmOperand, int]) -> int:
+    """Elements of K that are inside of an operand, or outside, together: one copy's, or 1.
+
+    copied: the operands, and how many elements one copy of each takes.
+    """
+    runs = [elements for operand, elements in copied if operand.k_major]
+    run = max(runs, default=1)
+    return run if k % run == 0 and not problem.b.shifted else 1
 
 
 def is_wide(problem: Problem, tile: Tile, a: GemmOperand, b: GemmOperand) -> bool:

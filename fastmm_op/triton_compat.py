@@ -173,15 +173,21 @@ def tma_can_round() -> bool:
     return is_known and nvidia.TMA_DTYPE_DEVICE_TO_HOST.get(TFLOAT32) == TFLOAT32
 
 
-def round_as_copied(kernel, rounds: Sequence[bool]) -> None:
+def round_as_copied(kernel, rounds: Sequence[bool]) -> object:
     """Have TMA round what a kernel's descriptors copy to TF32, in Triton 3.6.
 
     There the type that a descriptor is encoded with is the compiled kernel's own.
 
     Args:
-        kernel: a ``CompiledKernel``, whenever it was or will be started.
+        kernel: what ``warmup`` returns: a ``CompiledKernel``, or one that is still compiled, if our
+            caller is in Triton's asynchronous mode.
         rounds: whether, of each descriptor among its arguments.
+
+    Returns:
+        The compiled kernel.
     """
+    kernel = kernel.result() if hasattr(kernel, "result") else kernel
     for metadata, wanted in zip(descriptor_metadata(kernel), rounds, strict=True):
         if wanted:
             metadata["elem_type"] = TFLOAT32
+    return kernel

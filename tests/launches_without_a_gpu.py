@@ -179,6 +179,23 @@ def check_first_call() -> None:
     assert all(isinstance(start, DirectLaunch) for start in call.fastest)
 
 
+def check_rounding(fake: ctypes.CDLL) -> None:
+    """A first call has TMA round already, and so have later ones, both ways."""
+    a, b = torch.zeros(512, 512), torch.zeros(512, 768)
+    problem = launch.describe(a[None], b[None], "tf32", ARCHES["sm_90"])
+    (plan, *_) = (
+        write_plan(problem, choice)
+        for choice in choices(problem)
+        if choice.tile.kernel == "gemm_tf32_hopper" and choice.split == 1
+    )
+    call = launch.Call(a, b, "tf32", ARCHES["sm_90"], plan=plan)
+    for _ in range(2):
+        call(a, b)
+        first_descriptor = ctypes.string_at(fake.fake_last_launch(), 48 + 128)[48:]
+        (types,) = struct.unpack_from("<Q", first_descriptor, 12 * 8)
+        assert types // 10000 == triton_compat.TFLOAT32
+
+
 def main() -> None:
     driver.set_active(Driver())
     fake = ctypes.CDLL("libcuda.so.1")
@@ -191,6 +208,7 @@ def main() -> None:
     check_hooks(problem, step)
     fake.fake_expect(0, None)
     check_first_call()
+    check_rounding(fake)
     print("direct", *names)
 
 

@@ -130,7 +130,9 @@ def test_launch(layout) -> None:
     ("layout", "precision", "columns", "n", "epilogue"),
     [
         ("NN", "tf32", 128, 1024, Epilogue()),
-        ("TT", "tf32", 64, 1021, Epilogue(True, "gelu", True)),  # C's rows are not aligned
+        ("NN", "tf32", 256, 1024, Epilogue(True, "gelu", True)),
+        ("NT", "tf32", 256, 1021, Epilogue(True, "gelu")),  # C's rows are not aligned
+        ("TT", "tf32", 64, 1021, Epilogue(True, "gelu", True)),
         ("NT", "fp32", 128, 1021, Epilogue()),
         ("TN", "fp32", 64, 1024, Epilogue(True, "gelu", True)),
         ("TT", "fp32", 128, 1024, Epilogue(True, "gelu", True)),
@@ -188,12 +190,40 @@ def test_surroundings_on_a_gpu(layout, precision) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["NN", "NT", "TT"])
+def test_tma_rounds_to_nearest_even_on_a_gpu(layout) -> None:
+    """x times the identity is x rounded, to the bit; what rounds past the largest is Inf."""
+    from fastmm_op import launch
+
+    if not launch.device_arch(torch.cuda.current_device()).tma_rounds:
+        pytest.skip("needs a Hopper GPU and a Triton that has TMA round")
+    x = torch.randn(256, 256, device="cuda")
+    ties = torch.tensor([1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-11 + 2.0**-23], device="cuda")
+    x[0, :3] = ties
+    x[1, 1] = 2.0**-126 / 3
+    x[2:5] = 0.0
+    x[2, 2] = 2.0**128 * (1 - 2.0**-24)
+    bits = x.view(torch.int32)
+    want = ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+    want[2, :2] = want[2, 3:] = torch.nan  # Inf times the identity's zeros
+    bits[3, 3], bits[4, 4] = 0x7F800001, -1  # NaN of the lowest bit alone, and of all bits
+    want[3:5] = torch.nan
+    a = x if layout[0] == "N" else x.mT.contiguous().mT
+    eye = torch.eye(256, device="cuda")
+    b = eye if layout[1] == "N" else eye.mT
+    for _, out in computed(a[None], b[None], "tf32"):
+        assert torch.equal(out[0].nan_to_num(nan=7.0), want.nan_to_num(nan=7.0))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
-@pytest.mark.parametrize("n", [260, 261])
-@pytest.mark.parametrize("layout", ["NT", "TT"])
+@pytest.mark.parametrize(
+    ("layout", "n"), [("NT", 260), ("NT", 261), ("TT", 260), ("TT", 261), ("NN", 260), ("TN", 260)]
+)
 def test_epilogues_on_a_gpu(layout, n, precision) -> None:
     """Bias, activation and residual; rows of C that are aligned, and others."""
     x, weight = torch.randn(300, 516, device="cuda"), torch.randn(n, 516, device="cuda")
+    weight = weight if layout[1] == "T" else weight.mT.contiguous().mT
     x = x if layout[0] == "N" else x.mT.contiguous().mT
     bias, residual = torch.randn(n, device="cuda"), torch.randn(300, n, device="cuda")
     for epilogue in (Epilogue(), Epilogue(True, "gelu", True)):
@@ -204,23 +234,27 @@ def test_epilogues_on_a_gpu(layout, n, precision) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("case", ["Inf in a", "NaN in b", "finite overflow", "Inf times zero"])
 @pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
-def test_specials_of_a_batch_on_a_gpu(layout, case) -> None:
+def test_specials_of_a_batch_on_a_gpu(layout, case, precision) -> None:
     """What is computed again in IEEE fp32 is that item's tile, also of a B that all items share."""
     a, b = (x.cuda() for x in specials(300, 516, 260)[case])
     a = torch.stack([torch.randn_like(a), a, torch.randn_like(a)])
     shared = b.expand(3, -1, -1) if layout[1] == "N" else b.mT.contiguous().mT.expand(3, -1, -1)
     a = a if layout[0] == "N" else a.mT.contiguous().mT
-    for choice, out in computed(a, shared, "fp32"):
+    for choice, out in computed(a, shared, precision):
         assert_same_specials(out, exact(a, shared).float(), what=str(choice))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
-def test_repeats_on_a_gpu(precision) -> None:
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN"])
+def test_repeats_on_a_gpu(layout, precision) -> None:
     """Bit for bit, of three waves of programs with few blocks of K: a race would show."""
     a, b = torch.randn(1, 2560, 160, device="cuda"), torch.randn(1, 160, 2560, device="cuda")
+    a = a if layout[0] == "N" else a.mT.contiguous().mT
+    b = b if layout[1] == "N" else b.mT.contiguous().mT
     first = [out for _, out in computed(a, b, precision)]
     for _ in range(20):
         again = [out for _, out in computed(a, b, precision)]

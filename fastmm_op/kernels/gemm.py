@@ -298,9 +298,9 @@ def gemm_kernel(
         TAIL_RUN, SHIFTED_K, ROUND, DOT,
     )  # fmt: skip
     if DOT == "tf32x3":
-        # What lies beside B's rows is no reason.
+        # What lies beside B's rows is no reason, and rows of other tiles are none.
         counts = mask_n & (offs_n >= shift - first_n) if SHIFTED_N else mask_n
-        finite = (tl.abs(acc) < INF) | ~counts[None, :]
+        finite = (tl.abs(acc) < INF) | ~counts[None, :] | ~mask_m[:, None]
         acc *= 1 / (SPLIT_SCALE * SPLIT_SCALE)
         if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
             acc = sum_products(

@@ -296,7 +296,7 @@ def gemm_tf32_hopper_kernel(
     b_desc,  # (batch, N, K) or (batch, K, N)
     a_ptr, b_ptr,  # the same operands, read if PARTS is 2
     c_ptr,  # (batch, M, N), or (split_k * batch, M, N) sums if split_k > 1
-    bias_ptr, residual_ptr,  # (N,) and C's shape, or None
+    bias_ptr, residual_ptr,  # (N,), or (M,) if TRANSPOSED, and C's shape; or None
     M, N, K, batch, split_k,
     stride_ab, stride_am, stride_ak,
     stride_bb, stride_bn, stride_bk,
@@ -344,7 +344,7 @@ def gemm_tf32_hopper_kernel(
     output = (c_ptr, stride_cz, stride_cm, bias_ptr, residual_ptr)
     wait_for_previous(WAITS)
     # Registers of consumer 1 and those after it. Consumer 0 has what is left of four times 128, or
-    # of three times.
+    # of three times 168.
     if CONVERTS:
         REGISTERS: gl.constexpr = [216, 56, 24] if PARTS == 2 else [168, 136, 40]
         gl.warp_specialize([

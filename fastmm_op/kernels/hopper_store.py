@@ -103,7 +103,7 @@ def store_transposed(
 ):  # fmt: skip
     """Writes activation(x) + residual to C, of which x (64, SLICE_N) is transposed.
 
-    Eight threads of a quad's rank hold neighbours along C's rows: whole 32-byte sectors of fp32.
+    Eight threads hold neighbours along C's rows: whole 32-byte sectors of fp32, if 8 divides M.
     M and N are x's sizes, stride_cm is between C's rows.
     """
     layout: gl.constexpr = x.type.layout
