@@ -56,6 +56,31 @@ def test_the_driver_is_given_the_same_both_ways(tmp_path) -> None:
 # Descriptors.
 
 
+def test_tma_can_round() -> None:
+    """With the versions that are supported: 3.6 by a kernel's own record, later by a field."""
+    assert triton_compat.tma_can_round()
+    assert ARCHES["sm_90"].tma_rounds
+
+
+class Unfinished:
+    """As a kernel that Triton still compiles in its asynchronous mode."""
+
+    def __init__(self, metadata: list[dict]) -> None:
+        self.kernel = SimpleNamespace(metadata=SimpleNamespace(tensordesc_meta=metadata))
+
+    def result(self) -> SimpleNamespace:
+        return self.kernel
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_kernel_is_told_to_round(finished) -> None:
+    a, b, c = ({"elem_type": 7} for _ in range(3))
+    kernel = Unfinished([a, b, c])
+    given = kernel.kernel if finished else kernel
+    assert triton_compat.round_as_copied(given, [True, True, False]) is kernel.kernel
+    assert [x["elem_type"] for x in (a, b, c)] == [11, 11, 7]
+
+
 class HostDescriptor:
     """As a TensorDescriptor."""
 
