@@ -70,7 +70,8 @@ IMPERFECT_OVERLAP = 0.1
 # What remains of TMA's rate on rows that start inside a memory sector; those that are read by
 # classes lose nothing (benchmarks/results/NVIDIA_H200/study_2026-11-25.txt).
 SPLIT_SECTORS_RATE = 0.8
-# How many times the rate of gemm_tf32_hopper with a converter it has without one.
+# How many times the rate of gemm_tf32_hopper with a converter it has without one
+# (benchmarks/results/NVIDIA_H100_80GB_HBM3/rounded_by_tma_2026-11-28.txt).
 ROUNDED_BY_TMA = 1.6
 # Rows of each operand that kernels/balance.py looks at, and its share of the bandwidth.
 BALANCE_SAMPLES = 32
@@ -82,11 +83,12 @@ HOPPER_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 4
 # reads at its bandwidth with 40 KB an SM, with 24 it does not
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/skinny_2026-11-28.txt, as the rest of this).
 LOADED_LATENCY = 1.5e-6
-# Of a B that is read by classes of rows along K there must be so many all the same: one an SM took
-# 38.6 us for 20 x 100000 x 100 in bf16, four of a fourth of K each took 33.
+# Of a B that is read by classes of rows along K there must be so many all the same: with one an SM
+# 20 x 100000 x 100 took 38.6 us in bf16, with four of a fourth of K each 32.5 (matmul.json and
+# suite_2026-11-27.json there).
 CLASS_PROGRAMS = 2.5
-# Operands that small need not be in flight as a whole.
-READ_IN_HALVES = 0.5
+# The share of small operands that has to be in flight at a time, however fast the memory is.
+MOST_IN_FLIGHT = 0.5
 # What cp.async makes of the bandwidth that TMA has, and what is left of it where a tile has so many
 # bytes of each row of an N-major B.
 CP_ASYNC_BANDWIDTH = 0.95
@@ -287,7 +289,7 @@ def gemm_programs(problem: Problem, choice: Choice) -> float:
     b_rows = tile.block_n / cdiv(problem.M, tile.block_m)
     in_flight = (a_rows + b_rows) * tile.block_k * size * max(1, tile.num_stages - 1)
     to_read = problem.batch * (problem.M + problem.N) * problem.K * size
-    wanted = min(arch.bandwidth * LOADED_LATENCY, READ_IN_HALVES * to_read)
+    wanted = min(arch.bandwidth * LOADED_LATENCY, MOST_IN_FLIGHT * to_read)
     programs = wanted / arch.sms / in_flight
     by_classes = problem.b.shifted and not problem.b.k_major
     return max(programs, CLASS_PROGRAMS) if by_classes else programs

@@ -106,7 +106,8 @@ TILES = {
     # wgmma wants B in shared memory, so rounding to TF32 would take it there twice. Two warps, or
     # 32 rows at most, keep the compiler on mma.sync (uses_wgmma), which is faster here
     # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt), but for the kernel that
-    # converts beside what multiplies: so many times mma.sync's rate, here and under "tf32x3"
+    # converts beside what multiplies, or has TMA round: so many times mma.sync's rate if it
+    # converts, here and under "tf32x3"
     # (benchmarks/results/NVIDIA_H100_80GB_HBM3/as_it_lies_2026-11-27.txt).
     ("sm_90", "tf32"): (
         Tile("gemm_tf32_hopper", 128, 256, 32, 4, 4, 1.70),
