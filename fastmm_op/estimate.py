@@ -47,8 +47,7 @@ SHIFTED_STEPS = 2
 PACK_BANDWIDTH = 0.85
 STRIPS_BANDWIDTH = {"aligned": 0.78, "misaligned": 0.65}
 # Stores of C that straddle memory sectors cost so many times their bytes; half of the time that
-# stores take is not hidden under the next tile's main loop, and all of it where a converter has to
-# wait for consumers that store (gemm_tf32_hopper).
+# stores take is not hidden under the next tile's main loop, or all of it (stores_wait).
 MISALIGNED_STORE = 2.5
 EXPOSED_STORES = 0.5
 # Where K is split, the persistent kernels have few steps to fill a ring for. 23 such choices took
@@ -178,9 +177,14 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
 
 
 def stores_wait(problem: Problem, choice: Choice) -> bool:
-    """Whether nothing hides the stores of the consumers, which have a converter beside them."""
-    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
-    return choice.tile.kernel == "gemm_tf32_hopper" and is_converted(problem, kind)
+    """Whether nothing hides the stores of gemm_tf32_hopper's consumers.
+
+    A converter waits for them, and where programs have one tile each there is no next one.
+    """
+    if choice.tile.kernel != "gemm_tf32_hopper":
+        return False
+    one_each = count_tiles(problem, choice) * choice.split <= problem.arch.sms
+    return one_each or is_converted(problem, operand_kind(problem, choice.pack_a, choice.pack_b))
 
 
 def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:

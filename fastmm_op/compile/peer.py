@@ -27,6 +27,8 @@ class Rates:
             memory could give; None if nobody has looked.
         tf32_tn: share of ``tf32`` where A is column-major and B row-major, as for a weight's
             gradient.
+        by_element: bytes a second that products of few rows reach that read elements one by one,
+            whatever the memory could give; None for BANDWIDTH_BY_ELEMENT.
     """
 
     fp32_flops: float
@@ -34,6 +36,7 @@ class Rates:
     tf32: dict[int, float]
     fp32_rows: float | None = None
     tf32_tn: float = 1.0
+    by_element: dict[str, float] | None = None
 
 
 RATES = {
@@ -42,13 +45,16 @@ RATES = {
     "sm_80": Rates(19e12, {16: 1.1, 8: 0.7, 4: 0.5, 2: 0.5}, {16: 0.54, 8: 0.45, 4: 0.4}),
     # At 4 bytes (half) and 8 (TF32) nothing was measured: between their neighbours. Few rows of
     # fp32 take 98-144 us for 180 MB, on an H100 107-149 (matmul_fp32.json); in TF32, TN takes 1.2
-    # to 2.1 times as long as NN, mostly 1.5 (study_2026-11-25_split.txt).
+    # to 2.1 times as long as NN, mostly 1.5 (study_2026-11-25_split.txt). Elements one by one take
+    # 85-160 us of 16 bits (90 MB) and 79-88 in TF32 (180 MB), on an H100 89-163 and 94-98
+    # (matmul.json).
     "sm_90": Rates(
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
         {16: 0.56, 8: 0.36, 4: 0.19},
         fp32_rows=1.5e12,
         tf32_tn=0.7,
+        by_element={"half": 1.05e12, "tf32": 2.27e12},
     ),
 }
 
@@ -56,8 +62,8 @@ RATES = {
 TILE, TF32_TILE = (128, 128), (128, 256)
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
-# As BANDWIDTH, where a product of a few rows reads elements one by one: 16-bit ones (85-160 us for
-# 90 MB) and those of TF32 (79-88 us for 180 MB).
+# As BANDWIDTH, where a product of a few rows reads elements one by one: the H200's rates, as shares
+# of its memory's, for cards on which nobody has looked.
 BANDWIDTH_BY_ELEMENT = {"half": 0.25, "tf32": 0.54}
 # What the shorter of arithmetic and memory traffic adds to the longer.
 IMPERFECT_OVERLAP = 0.1
@@ -150,11 +156,15 @@ def bandwidth_share(problem: Problem) -> float:
     measured = what == "half" or (problem.batch == 1 and traffic(problem) > problem.arch.l2_bytes)
     if not (measured and 1 < problem.M <= FEW_ROWS):
         return BANDWIDTH
-    if what == "fp32":
-        rate = RATES[problem.arch.name].fp32_rows
-        return BANDWIDTH if rate is None else min(BANDWIDTH, rate / problem.arch.bandwidth)
-    by_element = alignment(problem) == ITEMSIZE[problem.dtype]
-    return BANDWIDTH_BY_ELEMENT[what] if by_element else BANDWIDTH
+    rates, by_element = RATES[problem.arch.name], alignment(problem) == ITEMSIZE[problem.dtype]
+    rate = rates.fp32_rows
+    if what != "fp32":
+        if not by_element:
+            return BANDWIDTH
+        if rates.by_element is None:
+            return BANDWIDTH_BY_ELEMENT[what]
+        rate = rates.by_element[what]
+    return BANDWIDTH if rate is None else min(BANDWIDTH, rate / problem.arch.bandwidth)
 
 
 def reads_slowly(problem: Problem) -> bool:
