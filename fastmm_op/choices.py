@@ -129,8 +129,9 @@ def half_would_do(problem: Problem, tile: Tile) -> bool:
 
 def tile_fits(problem: Problem, tile: Tile, kind: str) -> bool:
     """Whether the converter, if there is one, has room for the tile's columns."""
-    widest = WIDEST_CONVERTED if is_converted(problem, kind) else tile.block_n
-    return tile.kernel != "gemm_tf32_hopper" or tile.block_n <= widest
+    if tile.kernel != "gemm_tf32_hopper" or tile.block_n <= WIDEST_CONVERTED:
+        return True
+    return not is_converted(problem, kind)
 
 
 def is_transposed(problem: Problem, choice: Choice) -> bool:

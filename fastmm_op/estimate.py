@@ -33,7 +33,9 @@ from fastmm_op.tiles import (
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
-# and how much longer reading them takes where memory is the limit: K-major operands, then others.
+# and how much longer reading them takes where memory is the limit: K-major operands, then others
+# (of 16 bits and K-major: 8 and 32 x 4097 x 11009 NT in
+# benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt).
 MISALIGNED_RATE = {"fp32": 0.6, "fp16": 0.25, "bf16": 0.25}
 MISALIGNED_READ = {"fp32": (2.2, 3.4), "fp16": (3.2, 5.5), "bf16": (3.2, 5.5)}
 # As MISALIGNED_RATE, where only the few rows of A are, beside a B that is read by classes: by the

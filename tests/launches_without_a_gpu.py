@@ -43,13 +43,19 @@ class Driver(CudaDriver):
 def launches():
     """(problem, launch) of plans that have every kind of argument, each kernel once a dtype."""
     seen = set()
-    for (m, n, k), dtype, epilogue, fits in (
-        ((4096, 2113, 4096), "fp32", Epilogue(), lambda c: c.pack_a and c.tail_split > 1),
-        ((255, 257, 4097), "fp32", Epilogue(), lambda c: c.pack_a and c.pack_b and c.split > 1),
-        ((512, 1024, 512), "fp16", Epilogue(True, "relu", True), lambda c: not c.pack_a),
-        ((512, 768, 512), "fp32", Epilogue(), lambda c: c.split == 1),
+    nothing, all_of_it = Epilogue(), Epilogue(True, "relu", True)
+    for kernel, (m, n, k), dtype, epilogue, fits in (
+        (
+            "gemm_hopper",
+            (4096, 2113, 4096),
+            "fp32",
+            nothing,
+            lambda c: c.pack_a and c.tail_split > 1,
+        ),
+        ("gemm", (255, 257, 4097), "fp32", nothing, lambda c: c.pack_a and c.split > 1),
+        ("gemm_hopper", (512, 1024, 512), "fp16", all_of_it, lambda c: not c.pack_a),
+        ("gemm_tf32_hopper", (512, 768, 512), "fp32", nothing, lambda c: c.split == 1),
     ):
-        kernel = {255: "gemm", 768: "gemm_tf32_hopper"}.get(m if m < 512 else n, "gemm_hopper")
         operands = Operand(0, k, 1), Operand(0, 1, n)
         problem = Problem(1, m, n, k, dtype, "tf32", *operands, ARCHES["sm_90"], epilogue)
         fitting = [c for c in choices(problem) if c.tile.kernel == kernel and fits(c)]

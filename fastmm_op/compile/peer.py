@@ -5,7 +5,7 @@ Inductor's times in benchmarks/results/NVIDIA_H200/matmul.json. Those of sm_80 a
 predictions: this project has measured neither card.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from fastmm_op.choices import FEW_ROWS
@@ -23,20 +23,18 @@ class Rates:
         fp32_flops: FLOP a second of fp32 products without TF32; alignment matters little.
         half: fp16 and bf16 products, by the bytes that divide every row of A, B and C.
         tf32: fp32 products with TF32, likewise.
-        fp32_rows: bytes a second that fp32 products of few rows reach without TF32, whatever the
-            memory could give; None if nobody has looked.
         tf32_tn: share of ``tf32`` where A is column-major and B row-major, as for a weight's
             gradient.
-        by_element: bytes a second that products of few rows reach that read elements one by one,
-            whatever the memory could give; None for BANDWIDTH_BY_ELEMENT.
+        few_rows: bytes a second that slow products of few rows reach, whatever the memory could
+            give: those of fp32, and others that read elements one by one. Empty if nobody has
+            looked.
     """
 
     fp32_flops: float
     half: dict[int, float]
     tf32: dict[int, float]
-    fp32_rows: float | None = None
     tf32_tn: float = 1.0
-    by_element: dict[str, float] | None = None
+    few_rows: dict[str, float] = field(default_factory=dict)
 
 
 RATES = {
@@ -52,9 +50,8 @@ RATES = {
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
         {16: 0.56, 8: 0.36, 4: 0.19},
-        fp32_rows=1.5e12,
         tf32_tn=0.7,
-        by_element={"half": 1.05e12, "tf32": 2.27e12},
+        few_rows={"fp32": 1.5e12, "half": 1.05e12, "tf32": 2.27e12},
     ),
 }
 
@@ -156,15 +153,12 @@ def bandwidth_share(problem: Problem) -> float:
     measured = what == "half" or (problem.batch == 1 and traffic(problem) > problem.arch.l2_bytes)
     if not (measured and 1 < problem.M <= FEW_ROWS):
         return BANDWIDTH
-    rates, by_element = RATES[problem.arch.name], alignment(problem) == ITEMSIZE[problem.dtype]
-    rate = rates.fp32_rows
-    if what != "fp32":
-        if not by_element:
-            return BANDWIDTH
-        if rates.by_element is None:
-            return BANDWIDTH_BY_ELEMENT[what]
-        rate = rates.by_element[what]
-    return BANDWIDTH if rate is None else min(BANDWIDTH, rate / problem.arch.bandwidth)
+    if what != "fp32" and alignment(problem) > ITEMSIZE[problem.dtype]:
+        return BANDWIDTH
+    rates = RATES[problem.arch.name].few_rows
+    if what not in rates:
+        return BANDWIDTH_BY_ELEMENT.get(what, BANDWIDTH)
+    return min(BANDWIDTH, rates[what] / problem.arch.bandwidth)
 
 
 def reads_slowly(problem: Problem) -> bool:
