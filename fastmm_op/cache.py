@@ -35,6 +35,7 @@ FORMAT = 1
 # says nothing about these. Neither the driver nor the cost model is among it.
 SOURCES = (
     "kernels/*.py",
+    "chains.py",
     "choices.py",
     "kept.py",
     "launches.py",

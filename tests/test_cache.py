@@ -257,6 +257,7 @@ def test_another_version_has_its_own(folder, monkeypatch, what) -> None:
 def test_sources_are_what_turns_a_choice_into_code(monkeypatch, tmp_path) -> None:
     for name in (
         "kernels/gemm.py",
+        "chains.py",
         "choices.py",
         "tiles.py",
         "packing.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastmm_op.arch import ARCHES, Card, arch_for
-from fastmm_op.choices import FEW_ROWS
+from fastmm_op.chains import FEW_ROWS
 from fastmm_op.compile import decide, peer
 from fastmm_op.compile.peer import Surroundings
 from fastmm_op.plan import make_plan

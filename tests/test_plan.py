@@ -360,6 +360,7 @@ def test_pure() -> None:
 PURE = (
     "arch",
     "problem",
+    "chains",
     "choices",
     "epilogue",
     "estimate",

@@ -8,7 +8,7 @@ predictions: this project has measured neither card.
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from fastmm_op.choices import FEW_ROWS
+from fastmm_op.chains import FEW_ROWS
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Operand, Problem, cdiv, round_up
 
 # Reading and writing, as a share of a large copy's bandwidth.
