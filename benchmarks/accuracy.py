@@ -71,7 +71,7 @@ def torch_in_fp32(a: Tensor, b: Tensor) -> Tensor:
 
 def packed(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """Ours by the best plan that packs, where one is legal, though another may be faster."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(a.get_device())
     problem = launch.describe(a.unsqueeze(0), b.unsqueeze(0), precision, arch)
@@ -82,7 +82,7 @@ def packed(a: Tensor, b: Tensor, precision: str) -> Tensor:
         return fastmm_op.matmul(a, b, precision=precision)
     plan = write_plan(problem, min(legal, key=lambda choice: estimate(problem, choice)))
     out = a.new_full((a.shape[0], b.shape[1]), torch.nan)
-    launch.run_plan(plan, a.unsqueeze(0), b.unsqueeze(0), out)
+    running.run_plan(plan, a.unsqueeze(0), b.unsqueeze(0), out)
     return out
 
 

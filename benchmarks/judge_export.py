@@ -68,14 +68,14 @@ def package_digest(problem, choice, shape: tuple[int, int, int], device: str) ->
     """Of the package's own result for a shape, by the choice that the file was written from."""
     import torch
 
-    from fastmm_op import launch
+    from fastmm_op import launch, running
     from fastmm_op.export import exported_problem
     from fastmm_op.plan import write_plan
 
     a, b = operands(shape, device)
     out = torch.full((1, a.shape[0], b.shape[1]), torch.nan, device=device)
     found = launch.describe(a[None], b[None], problem.precision, problem.arch)
-    launch.run_plan(write_plan(exported_problem(found), choice), a[None], b[None], out)
+    running.run_plan(write_plan(exported_problem(found), choice), a[None], b[None], out)
     return digest(out[0])
 
 

@@ -14,9 +14,9 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from fastmm_op.arch import Arch, occupancy
-from fastmm_op.launch import KERNELS, hopper, launch_options
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, Problem
+from fastmm_op.running import KERNELS, hopper, launch_options
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 

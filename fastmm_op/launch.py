@@ -1,4 +1,4 @@
-"""Runs a Plan: workspace, kernels, device guard, and the memory of what was planned and compiled.
+"""Computes products: device guard, and the memory of what was planned and compiled.
 
 The first call of a kind is planned: as the user's cache of measured choices has it, else by the
 planner. It is remembered under its shapes, strides, alignment, dtype, precision and device; the
@@ -18,40 +18,15 @@ from fastmm_op import aten, cache, contract
 from fastmm_op.arch import ARCHES, Arch
 from fastmm_op.card import card_of
 from fastmm_op.compat import current_device, current_raw_stream, empty_strided_cuda
-from fastmm_op.kernels import balance, gemm, gemv, pack, reduce_tail
 from fastmm_op.kernels.common import INTERPRETED
-from fastmm_op.launches import Descriptor, Launch, Plan, Pointer
+from fastmm_op.launches import Plan
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.planned import planned_arch
 from fastmm_op.problem import COPY_BYTES, Epilogue, Operand, Problem
+from fastmm_op.running import KERNELS, run_plan
 from fastmm_op.starting import CompiledLaunch
-from fastmm_op.triton_compat import (
-    compile_together,
-    hooks_installed,
-    round_as_copied,
-    tma_can_round,
-)
+from fastmm_op.triton_compat import hooks_installed, tma_can_round
 
-KERNELS = {
-    "balance": balance.balance_kernel,
-    "forget": balance.forget_kernel,
-    "pack_rows": pack.pack_rows_kernel,
-    "pack_strips": pack.pack_strips_kernel,
-    "copy_tiles": pack.copy_tiles_kernel,
-    "gemm": gemm.gemm_kernel,
-    "reduce": gemm.reduce_kernel,
-    "gemv": gemv.gemv_kernel,
-    "reduce_tail": reduce_tail.reduce_tail_kernel,
-}
-try:
-    from fastmm_op.kernels import gemm_hopper, gemm_tf32_hopper, hopper
-
-    KERNELS["gemm_hopper"] = gemm_hopper.gemm_hopper_kernel
-    KERNELS["gemm_tf32_hopper"] = gemm_tf32_hopper.gemm_tf32_hopper_kernel
-except ImportError:
-    hopper = None  # this Triton's Gluon lacks something: Hopper gets plans of plain Triton
-
-TORCH_DTYPES = {name: dtype for dtype, name in contract.DTYPES.items()} | {"int32": torch.int32}
 # Interpreted kernels run on CPU tensors, by the plan of this card.
 INTERPRETED_ARCH = ARCHES["sm_89"]
 MAX_REMEMBERED_CALLS = 4096
@@ -106,109 +81,6 @@ def describe(
         arch,
         epilogue,
     )
-
-
-def run_plan(
-    plan: Plan,
-    a: Tensor,
-    b: Tensor,
-    out: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    packed_b: Tensor | None = None,
-) -> list[CompiledLaunch | None]:
-    """Run a plan's kernels through Triton's own launcher, compiling what is not compiled yet.
-
-    Args:
-        a, b: the folded operands that the plan was made for.
-        out: contiguous, of a's dtype, batch * M * N elements; written.
-        bias, residual: what the problem's epilogue has of them: (N,), and as out; contiguous and
-            16-byte aligned.
-        packed_b: of a plan for a ``prepacked`` problem: b's packed copy, uint8.
-
-    Returns:
-        What starts the same kernels again faster (Nones when interpreted).
-    """
-    buffers = {"a": a, "b": b, "c": out, "bias": bias, "residual": residual, "packed_b": packed_b}
-    return run_launches(plan.launches, plan.workspace_bytes, buffers, a.device)
-
-
-def run_launches(
-    launches: tuple[Launch, ...],
-    workspace_bytes: int,
-    buffers: dict[str, Tensor | None],
-    device: torch.device,
-) -> list[CompiledLaunch | None]:
-    """As ``run_plan``, with all buffers but the workspace by their names in ``Pointer``."""
-    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
-    in_bytes = {"workspace": workspace, "packed_b": buffers.get("packed_b")}
-    kernels = [
-        (
-            KERNELS[step.kernel],
-            (step.grid, 1, 1),
-            [resolve(arg, buffers, in_bytes) for arg in step.args],
-            step.constexprs | launch_options(step),
-        )
-        for step in launches
-    ]
-    if not INTERPRETED:
-        compile_together(kernels)
-    started = []
-    for step, (kernel, grid, args, options) in zip(launches, kernels, strict=True):
-        compiled = compile_and_launch(step, kernel, grid, args, options)
-        started.append(CompiledLaunch(compiled, step, args) if compiled else None)
-    return started
-
-
-def compile_and_launch(
-    step: Launch, kernel, grid: tuple[int, int, int], args: list, options: dict
-) -> object:
-    """One launch by Triton, and the compiled kernel (None when interpreted)."""
-    rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
-    if not any(rounds) or hopper.ROUNDS_BY_FIELD:
-        return kernel[grid](*args, **options)
-    # The very object that is told to round is launched: another thread may compile it once more.
-    compiled = round_as_copied(kernel.warmup(*args, grid=grid, **options), rounds)
-    compiled[grid](*args, *step.constexprs.values())
-    return compiled
-
-
-def launch_options(step: Launch) -> dict[str, int | bool]:
-    """Triton's options of a launch."""
-    options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
-    if INTERPRETED:  # it does not know the others
-        return options
-    if step.max_registers:
-        options["maxnreg"] = step.max_registers
-    if step.dependent:
-        options["launch_pdl"] = True
-    return options
-
-
-def resolve(
-    arg: Pointer | Descriptor | int | None,
-    buffers: dict[str, Tensor | None],
-    in_bytes: dict[str, Tensor | None],
-) -> object:
-    """A launch's argument as Triton's launcher takes it: tensors for what has an address.
-
-    Not a function inside of run_launches: one that calls itself would keep all its tensors alive
-    until Python collects cycles, which on a first training step added up to gigabytes.
-
-    Args:
-        buffers: tensors that pointers start at.
-        in_bytes: others, uint8, that pointers lie inside of.
-    """
-    if isinstance(arg, Descriptor):
-        pointer = resolve(arg.pointer, buffers, in_bytes)
-        return hopper.tensor_descriptor(
-            pointer, arg.shape, arg.strides, arg.box, arg.pointer.dtype, arg.rounds
-        )
-    if isinstance(arg, Pointer):
-        if arg.buffer in in_bytes:
-            return in_bytes[arg.buffer][arg.offset :].view(TORCH_DTYPES[arg.dtype])
-        return buffers[arg.buffer]
-    return arg
 
 
 class Call:

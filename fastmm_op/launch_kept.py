@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastmm_op import contract, launch
+from fastmm_op import contract, launch, running
 from fastmm_op.arch import Arch
 from fastmm_op.kept import Keeping, keep
 from fastmm_op.kept_weight import column_exponents, is_current
@@ -56,7 +56,7 @@ def pack_weight(weight: Tensor, precision: str, arch: Arch) -> Tensor:
         write_exponents(keeping, column_exponents(weight), packed)
     buffers = {"b": weight.mT[None], "packed_b": packed}
     with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():
-        launch.run_launches(keeping.launches, keeping.workspace_bytes, buffers, weight.device)
+        running.run_launches(keeping.launches, keeping.workspace_bytes, buffers, weight.device)
         if weight.is_cuda:
             torch.cuda.current_stream().synchronize()
     return packed

@@ -49,7 +49,7 @@ class Launch:
     """One kernel launch.
 
     Attributes:
-        kernel: name in ``launch.KERNELS``.
+        kernel: name in ``running.KERNELS``.
         grid: number of programs.
         args: the kernel's arguments in order: addresses, sizes, strides; None for an unused one.
         constexprs: its compile-time arguments.

@@ -40,7 +40,7 @@ def as_python(name: str) -> FunctionType:
 
 def arguments(step: Launch) -> dict:
     """All arguments of a launch of gemm_hopper_kernel by name."""
-    from fastmm_op.launch import KERNELS
+    from fastmm_op.running import KERNELS
 
     names = KERNELS["gemm_hopper"].arg_names
     return dict(zip(names, step.args, strict=False)) | step.constexprs

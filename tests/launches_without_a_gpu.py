@@ -8,6 +8,7 @@ the last byte, between the ways and with the plan. Prints "direct" and the names
 import ctypes
 import struct
 import threading
+from unittest import mock
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from triton import knobs
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime import driver
 
-from fastmm_op import launch, triton_compat
+from fastmm_op import launch, running, triton_compat
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
 from fastmm_op.codegen import compile_launch
@@ -68,15 +69,15 @@ def launches():
 
 def tensor(pointer: Pointer) -> Address:
     found = Address(CALLS[0][pointer.buffer] + pointer.offset)
-    found.dtype = launch.TORCH_DTYPES[pointer.dtype]
+    found.dtype = running.TORCH_DTYPES[pointer.dtype]
     return found
 
 
 def argument(arg):
-    """As ``launch.run_plan`` passes it, tensors aside."""
+    """As ``running.run_plan`` passes it, tensors aside."""
     if isinstance(arg, Descriptor):
         how = arg.shape, arg.strides, arg.box, arg.pointer.dtype, arg.rounds
-        return launch.hopper.tensor_descriptor(tensor(arg.pointer), *how)
+        return running.hopper.tensor_descriptor(tensor(arg.pointer), *how)
     return tensor(arg) if isinstance(arg, Pointer) else arg
 
 
@@ -100,7 +101,7 @@ def parameters(kernel, step: Launch, addresses: dict[str, int]) -> list[bytes | 
 def check(fake: ctypes.CDLL, problem: Problem, step: Launch) -> None:
     kernel = compile_launch(problem, step)
     rounds = [arg.rounds for arg in step.args if isinstance(arg, Descriptor)]
-    if any(rounds) and not launch.hopper.ROUNDS_BY_FIELD:
+    if any(rounds) and not running.hopper.ROUNDS_BY_FIELD:
         triton_compat.round_as_copied(kernel, rounds)
     started = CompiledLaunch(kernel, step, [argument(arg) for arg in step.args])
     assert isinstance(started.fastest, DirectLaunch), step.kernel
@@ -185,6 +186,19 @@ def check_first_call() -> None:
     assert all(isinstance(start, DirectLaunch) for start in call.fastest)
 
 
+def check_compiled_before() -> None:
+    """What compile_plan has compiled a first call finds, wherever its operands start."""
+    wide = torch.zeros(1023 * 1031 + 1).half()
+    for a in (wide[1:].view(1023, 1031), torch.zeros(300, 4096)):
+        b = torch.zeros(a.shape[1], 1025, dtype=a.dtype)
+        problem = launch.describe(a[None], b[None], "tf32", ARCHES["sm_90"])
+        plan = make_plan(problem)
+        running.compile_plan(problem, plan)
+        with mock.patch.object(triton.compiler, "compile") as compile_kernel:
+            launch.Call(a, b, "tf32", ARCHES["sm_90"], plan=plan)(a, b)
+        compile_kernel.assert_not_called()
+
+
 def check_rounding(fake: ctypes.CDLL) -> None:
     """A first call has TMA round already, and so have later ones, both ways."""
     a, b = torch.zeros(512, 512), torch.zeros(512, 768)
@@ -214,6 +228,7 @@ def main() -> None:
     check_hooks(problem, step)
     fake.fake_expect(0, None)
     check_first_call()
+    check_compiled_before()
     check_rounding(fake)
     print("direct", *names)
 

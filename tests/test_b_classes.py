@@ -163,13 +163,13 @@ def test_numbers_along_n(m, k, n, layout, dtype, precision, guarded_memory) -> N
 
 
 def check_all_plans(a: torch.Tensor, b: torch.Tensor, precision: str, memory) -> None:
-    from fastmm_op import launch
+    from fastmm_op import running
 
     plans = different_plans(a, b, precision)
     assert plans
     for choice, plan in plans:
         out = memory.empty((1, a.shape[1], b.shape[2]), dtype=a.dtype, device=a.device)
-        launch.run_plan(plan, a, b, out)
+        running.run_plan(plan, a, b, out)
         assert_accurate(out, a, b, precision, what=str(choice))
 
 
@@ -206,7 +206,7 @@ def test_nothing_outside_the_matrix_is_read(m, k, n, layout, dtype, monkeypatch)
     """Sixteen bytes at once, from where 16 divides the address, and none outside the matrix."""
     from triton.runtime.interpreter import InterpreterBuilder
 
-    from fastmm_op import launch
+    from fastmm_op import running
 
     a = torch.randn(1, m, k, dtype=DTYPES[dtype])
     along_n = layout == "NT"
@@ -242,7 +242,7 @@ def test_nothing_outside_the_matrix_is_read(m, k, n, layout, dtype, monkeypatch)
 
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched)
     for _, plan in different_plans(a, b, "tf32"):
-        launch.run_plan(plan, a, b, torch.empty(1, m, n, dtype=a.dtype))
+        running.run_plan(plan, a, b, torch.empty(1, m, n, dtype=a.dtype))
     assert (min(seen), max(seen)) == tuple(inside)
 
 
@@ -252,7 +252,7 @@ def test_nothing_outside_the_matrix_is_read(m, k, n, layout, dtype, monkeypatch)
 @pytest.mark.parametrize(("m", "layout"), [(1, "N"), (3, "N"), (32, "N"), (3, "T"), (32, "T")])
 def test_on_a_gpu(m, layout, pitch, dtype, precision) -> None:
     """By every tile and split of this card; what lies between B's rows, and C before, is NaN."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     def normal(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(1, rows, columns, device="cuda", dtype=DTYPES[dtype])
@@ -266,5 +266,5 @@ def test_on_a_gpu(m, layout, pitch, dtype, precision) -> None:
     assert bool(found) == (dtype != "fp32" or pitch != 11012)
     for choice in found:
         out = torch.full((1, m, n), torch.nan, device="cuda", dtype=a.dtype)
-        launch.run_plan(write_plan(p, choice), a, b, out)
+        running.run_plan(write_plan(p, choice), a, b, out)
         assert_accurate(out, a, b, precision, what=str(choice))

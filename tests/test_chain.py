@@ -184,7 +184,7 @@ def test_the_same_bits_as_apart_and_back_to_back(name, hopper) -> None:
 
     Started directly, and then replayed from a CUDA graph.
     """
-    from fastmm_op import launch
+    from fastmm_op import running
 
     p = problem(name, hopper)
     plan = make_plan(p)
@@ -192,9 +192,9 @@ def test_the_same_bits_as_apart_and_back_to_back(name, hopper) -> None:
     like_c = torch.full((p.batch, p.M, p.N), torch.nan, device="cuda", dtype=DTYPES[p.dtype])
     want = [like_c.clone() for _ in sets]
     for (a, b), out in zip(sets, want, strict=True):
-        launch.run_plan(write_plan(apart(p), plan.choice), a, b, out)
+        running.run_plan(write_plan(apart(p), plan.choice), a, b, out)
     assert not torch.equal(*want)
-    started = launch.run_plan(plan, *sets[0], like_c.clone())
+    started = running.run_plan(plan, *sets[0], like_c.clone())
     workspace = torch.full((plan.workspace_bytes,), 255, dtype=torch.uint8, device="cuda")
     outs = [[like_c.clone() for _ in sets] for _ in range(5)]
 

@@ -147,9 +147,9 @@ def test_kernels_are_the_packages_own_text(case) -> None:
     body = ast.parse(case.text).body
     documented = {x.name for x in body if is_kernel(x) and ast.get_docstring(x)}
     assert launched <= documented
-    launch = pytest.importorskip("fastmm_op.launch")
+    running = pytest.importorskip("fastmm_op.running")
     for step in case.plan.launches:
-        kernel = launch.KERNELS[step.kernel]
+        kernel = running.KERNELS[step.kernel]
         assert f"\n\n\n{inspect.getsource(kernel.fn)}\n" in case.text
     known = {"torch", "nn", "triton", "tl"}
     for node in body:
@@ -279,7 +279,7 @@ assert not any(name.startswith("fastmm") for name, x in sys.modules.items() if x
 @pytest.mark.interpreted
 def test_the_packages_own_bits_without_the_package(tmp_path) -> None:
     """Every small file, alone in another process, at several shapes."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     runs = []
     for i, case in enumerate(CASES.values()):
@@ -302,7 +302,7 @@ def test_the_packages_own_bits_without_the_package(tmp_path) -> None:
             what = f"{name}, {tuple(a.shape)} @ {tuple(b.shape)}"
             problem = launch.describe(a[None], b[None], case.precision, ARCHES[case.arch])
             want = torch.full_like(c, torch.nan)
-            launch.run_plan(case.plan_for(problem), a[None], b[None], want)
+            running.run_plan(case.plan_for(problem), a[None], b[None], want)
             assert torch.equal(c, want), what
             assert_accurate(c, a, b, case.precision, what)
 
@@ -482,7 +482,7 @@ def instructions(ptx: str) -> list[str]:
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
 def test_seed_workload_on_a_gpu(arch, tmp_path) -> None:
     """KernelBench's judgement, 1e-4 absolute and relative on torch.rand; and the package's bits."""
-    from fastmm_op import launch
+    from fastmm_op import running
 
     case = Case(SEED, arch=arch)
     if case.plan.launches[-1].shared_memory > shared_memory_of_this_gpu():
@@ -494,7 +494,7 @@ def test_seed_workload_on_a_gpu(arch, tmp_path) -> None:
         got = model(a, b)
     assert torch.allclose(got.double(), a.double() @ b.double(), atol=1e-4, rtol=1e-4)
     want = torch.full_like(got, torch.nan)
-    launch.run_plan(case.plan, a[None], b[None], want)
+    running.run_plan(case.plan, a[None], b[None], want)
     assert torch.equal(got, want)
 
 
@@ -516,7 +516,7 @@ def test_kernelbench_accepts_a_file_of_its_own() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_packages_own_bits_on_a_gpu(case, tmp_path) -> None:
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     if any(s.shared_memory > shared_memory_of_this_gpu() for s in case.plan.launches):
         pytest.skip("the plan does not fit this card")
@@ -528,7 +528,7 @@ def test_the_packages_own_bits_on_a_gpu(case, tmp_path) -> None:
         got = module.matmul(a, b)
         want = torch.full_like(got, torch.nan)
         plan = case.plan_for(problem)
-        launch.run_plan(plan, a[None], b[None], want)
+        running.run_plan(plan, a[None], b[None], want)
         # Other constants, as of a sum over splits, may add in another order.
         if shape == case.shape or [step.constexprs for step in plan.launches] == constants:
             assert torch.equal(got, want), shape

@@ -68,8 +68,8 @@ def test_formulas_read_well() -> None:
 
 
 def test_plans_name_kernels_as_the_sources_do() -> None:
-    launch = pytest.importorskip("fastmm_op.launch")
-    for name, kernel in launch.KERNELS.items():
+    running = pytest.importorskip("fastmm_op.running")
+    for name, kernel in running.KERNELS.items():
         assert kernel_source.find_kernel(name).name == kernel.fn.__name__
     with pytest.raises(LookupError, match="no nothing_kernel in"):
         kernel_source.find_kernel("nothing")

@@ -38,7 +38,7 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("case", [*specials(5, 5, 5), *FAMILIES])
 def test_hopper_kernel(case, precision, n) -> None:
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -51,7 +51,7 @@ def test_hopper_kernel(case, precision, n) -> None:
     assert hopper
     for choice in hopper:
         out = torch.full((1, sizes[0], n), torch.nan, device="cuda")
-        launch.run_plan(write_plan(problem, choice), a, b, out)
+        running.run_plan(write_plan(problem, choice), a, b, out)
         if special:
             assert_same_specials(out, exact(a, b).float(), what=str(choice))
         else:
@@ -63,7 +63,7 @@ def test_hopper_kernel(case, precision, n) -> None:
 )
 def test_streamed_stores(dtype, precision) -> None:
     """C is larger than L2, and its last tiles have rows and columns past its end."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     a, b = (x[None] for x in inputs(5003, 72, 6008, dtype=DTYPES[dtype]))
     problem = launch.describe(a, b, precision, launch.device_arch(torch.cuda.current_device()))
@@ -74,7 +74,7 @@ def test_streamed_stores(dtype, precision) -> None:
     assert streamed
     for plan in streamed:
         out = torch.full((1, 5003, 6008), torch.nan).to(a)
-        launch.run_plan(plan, a, b, out)
+        running.run_plan(plan, a, b, out)
         assert_accurate(out, a, b, precision, what=str(plan.choice))
 
 
@@ -94,7 +94,7 @@ SHARED_TILES = {
 )
 def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
     """Right, and the same bits every time."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -112,7 +112,7 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
         plan = write_plan(problem, choice)
         first, second = (torch.full((batch, m, n), torch.nan).to(a) for _ in range(2))
         for out in (first, second):
-            launch.run_plan(plan, a, b, out)
+            running.run_plan(plan, a, b, out)
         assert_accurate(first, a, b, precision, what=str(choice))
         assert torch.equal(first, second), f"other bits the second time: {choice}"
 
@@ -262,7 +262,7 @@ def test_streams_and_threads() -> None:
 
 def test_programs_that_wait_on_many_streams() -> None:
     """Of pack_strips, whose programs wait for others: many kernels share the card's room."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     a, b = (x[None] for x in inputs(256, 4097, 4096))
     p = launch.describe(a, b, "tf32", launch.device_arch(torch.cuda.current_device()))
@@ -270,14 +270,14 @@ def test_programs_that_wait_on_many_streams() -> None:
     assert "pack_strips" in [step.kernel for step in plan.launches]
     like_c = torch.full((1, 256, 4096), torch.nan, device="cuda")
     want = like_c.clone()
-    launch.run_plan(plan, a, b, want)
+    running.run_plan(plan, a, b, want)
     torch.cuda.synchronize()
     outs = []
     for _ in range(32):
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(4):
                 outs.append(like_c.clone())
-                launch.run_plan(plan, a, b, outs[-1])
+                running.run_plan(plan, a, b, outs[-1])
     torch.cuda.synchronize()
     assert all(torch.equal(out, want) for out in outs)
 

@@ -73,10 +73,10 @@ def ways(
 
 def run(problem: Problem, choice: Choice, a, b, bias=None, residual=None) -> torch.Tensor:
     """C, written over NaN."""
-    from fastmm_op import launch
+    from fastmm_op import running
 
     out = torch.full((1, problem.M, problem.N), torch.nan).to(a)
-    launch.run_plan(write_plan(problem, choice), a, b, out, bias, residual)
+    running.run_plan(write_plan(problem, choice), a, b, out, bias, residual)
     return out
 
 

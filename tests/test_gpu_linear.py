@@ -47,7 +47,7 @@ STORES = {
     ],
 )
 def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None:
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -63,14 +63,14 @@ def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None
     for choice in hopper:
         out = torch.full((sizes[0], sizes[2]), torch.nan, device="cuda", dtype=x.dtype)
         plan = write_plan(problem, choice)
-        launch.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
+        running.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
         assert_linear(out, x, weight, bias, activation, residual, what=str(choice))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_hopper_tiles_shared_by_programs(dtype) -> None:
     """A wave of whole tiles on 132 SMs, finished by one kernel, and shared ones by the other."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -83,13 +83,13 @@ def test_hopper_tiles_shared_by_programs(dtype) -> None:
     for choice in shared.values():
         out = torch.full_like(residual, torch.nan)
         plan = write_plan(problem, choice)
-        launch.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
+        running.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
         assert_linear(out, x, weight, bias, "gelu", residual, what=str(choice))
 
 
 @pytest.mark.parametrize("store", STORES)
 def test_hopper_kernel_sends_inf_and_nan_where_they_belong(store) -> None:
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -106,7 +106,7 @@ def test_hopper_kernel_sends_inf_and_nan_where_they_belong(store) -> None:
         if choice.tile.kernel == "gemm_hopper" and choice.split <= 2:
             out = torch.zeros_like(residual)
             plan = write_plan(problem, choice)
-            launch.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
+            running.run_plan(plan, x[None], weight.mT[None], out, bias, residual)
             assert_same_specials(out, want, what=str(choice))
 
 

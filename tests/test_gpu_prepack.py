@@ -35,7 +35,7 @@ def prepacked(n: int, k: int, dtype="fp32", precision="tf32", bias=False) -> nn.
 @pytest.mark.parametrize("sizes", [(1100, 200, 265), (1100, 200, 264), (300, 9001, 520)])
 def test_every_plan_that_reads_a_copy(sizes, dtype, precision) -> None:
     """All tiles, splits and shared last tiles, with rows of C of every alignment."""
-    from fastmm_op import launch, launch_kept
+    from fastmm_op import launch, launch_kept, running
 
     m, k, n = sizes
     x = torch.randn(m, k, device="cuda", dtype=DTYPES[dtype])
@@ -51,7 +51,7 @@ def test_every_plan_that_reads_a_copy(sizes, dtype, precision) -> None:
             continue
         seen.add(key)
         out = torch.full((m, n), torch.nan, device="cuda", dtype=x.dtype)
-        launch.run_plan(write_plan(problem, choice), a, b, out, packed_b=packed)
+        running.run_plan(write_plan(problem, choice), a, b, out, packed_b=packed)
         found = error(out, x, weight)
         assert found <= ALLOWED[dtype, precision], f"{choice}: {found:.2e}"
     assert seen

@@ -217,24 +217,26 @@ def forced_plans(x, weight, precision, epilogue, arches=ARCHES) -> list[tuple[Ch
     """Every plan with K split at most once that the interpreter can run, each once."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     found = {}
     for arch in arches:
         problem = launch.describe(x[None], weight.mT[None], precision, ARCHES[arch], epilogue)
         for choice in choices(problem):
             plan = write_plan(problem, choice)
-            kernels = [launch.KERNELS[step.kernel] for step in plan.launches]
+            kernels = [running.KERNELS[step.kernel] for step in plan.launches]
             if choice.split <= 2 and all(isinstance(k, InterpretedFunction) for k in kernels):
                 found.setdefault(interpreted_as(plan), (choice, plan))
     return list(found.values())
 
 
 def run_forced(plan, x, weight, bias, residual, memory) -> Tensor:
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     out = memory.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    launch.run_plan(plan, x[None], weight.mT[None], out, launch.dense(bias), launch.dense(residual))
+    running.run_plan(
+        plan, x[None], weight.mT[None], out, launch.dense(bias), launch.dense(residual)
+    )
     return out
 
 

@@ -148,14 +148,14 @@ class Forced:
         """Every plan with K split at most once that the interpreter can run, each once."""
         from triton.runtime.interpreter import InterpretedFunction
 
-        from fastmm_op import launch
+        from fastmm_op import launch, running
 
         found = {}
         for arch in arches:
             problem = launch.describe(a, b, precision, ARCHES[arch])
             for choice in choices(problem):
                 plan = write_plan(problem, choice)
-                kernels = [launch.KERNELS[step.kernel] for step in plan.launches]
+                kernels = [running.KERNELS[step.kernel] for step in plan.launches]
                 if choice.split <= 2 and all(isinstance(k, InterpretedFunction) for k in kernels):
                     found.setdefault(interpreted_as(plan), (choice, plan))
         return list(found.values())
@@ -173,11 +173,11 @@ class Forced:
         return found
 
     def run(self, a, b, plan: Plan) -> torch.Tensor:
-        from fastmm_op import launch
+        from fastmm_op import running
 
         shape = (a.shape[0], a.shape[1], b.shape[2])
         out = self.memory.empty(shape, dtype=a.dtype, device=a.device)
-        launch.run_plan(plan, a, b, out)
+        running.run_plan(plan, a, b, out)
         return out
 
 
@@ -316,7 +316,7 @@ def test_inf_times_what_tf32_cannot_hold(forced) -> None:
 @pytest.mark.parametrize("k", [70, 1100])
 def test_packed_rows_that_wrap_around(k, layout, dtype, precision, guarded_memory) -> None:
     """Hopper's row classes read B's first columns again past its last: packing repeats them."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     a = torch.randn(1, 5000, k, dtype=DTYPES[dtype])
     b = LAYOUTS[layout](torch.randn(1, k, 37, dtype=DTYPES[dtype]))
@@ -324,13 +324,13 @@ def test_packed_rows_that_wrap_around(k, layout, dtype, precision, guarded_memor
     plans = (write_plan(problem, c) for c in choices(problem) if c.pack_b and c.split == 1)
     hopper = (plan for plan in plans if plan.launches[-1].kernel == "gemm_hopper")
     plan = next(hopper)
-    names = {s.kernel: launch.KERNELS[s.kernel].arg_names for s in plan.launches}
+    names = {s.kernel: running.KERNELS[s.kernel].arg_names for s in plan.launches}
     of_b = [s for s in plan.launches if s.args[0] == Pointer("b", dtype)]
     balance = [s for s in plan.launches if s.kernel == "balance"]
     arguments = dict(zip(names[of_b[-1].kernel], of_b[-1].args, strict=False))
     wrap, pitch, parts = arguments["wrap"], arguments["pitch"], problem.parts
     assert wrap > 0
-    launch.run_plan(replace(plan, launches=(*balance, *of_b)), a, b, a)
+    running.run_plan(replace(plan, launches=(*balance, *of_b)), a, b, a)
     workspace = guarded_memory.allocations[-1][guarded_memory.GUARD :]
     packed = workspace[arguments["packed_ptr"].offset :][: (37 + wrap) * parts * pitch * 2]
     packed = packed.view(torch.float16 if dtype == "fp32" else torch.bfloat16)

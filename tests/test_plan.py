@@ -97,7 +97,7 @@ SMALL = [
 def argument_names() -> dict[str, list[str]]:
     """The parameters of every kernel, by name."""
     pytest.importorskip("triton")
-    from fastmm_op.launch import KERNELS
+    from fastmm_op.running import KERNELS
 
     return {name: kernel.arg_names for name, kernel in KERNELS.items()}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.families import FAMILIES
 from cases import specials
-from fastmm_op import launch
+from fastmm_op import running
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices
 from fastmm_op.kernels import tf32
@@ -55,7 +55,7 @@ def laid_out(x: Tensor, order: str) -> Tensor:
 
 def run(p: Problem, choice: Choice, a: Tensor, b: Tensor) -> Tensor:
     out = a.new_full((1, p.M, p.N), torch.nan)
-    launch.run_plan(write_plan(p, choice), a[None], b[None], out)
+    running.run_plan(write_plan(p, choice), a[None], b[None], out)
     return out[0]
 
 

@@ -162,7 +162,7 @@ def run_tail(
     p: Problem, choice: Choice, a: torch.Tensor, b: torch.Tensor, given: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """C as reduce_tail_kernel leaves it, NaN elsewhere, and where the tail's tiles are."""
-    from fastmm_op.launch import KERNELS
+    from fastmm_op.running import KERNELS
 
     gemm, reduce = write_plan(p, choice).launches[-2:]
     block_n = choice.tile.block_n
@@ -195,7 +195,7 @@ def test_partial_sums_are_added_in_order() -> None:
     p = problem(128, 1024, 64, "fp16", sms=132)
     choice = next(c for c in choices(p) if c.tail_split == 3 and c.tile.block_n == 64)
     reduce = write_plan(p, choice).launches[-1]
-    from fastmm_op.launch import KERNELS
+    from fastmm_op.running import KERNELS
 
     for values, want in (((1.0, 2.0**-24, 2.0**-24), 0.0), ((2.0**-24, 2.0**-24, 1.0), 2.0**-23)):
         partial = torch.tensor((*values,))[:, None, None].expand(3, 128, 64).contiguous()

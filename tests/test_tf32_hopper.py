@@ -278,7 +278,7 @@ def test_deep_sums_beside_torchs_on_a_gpu(precision, factor, make) -> None:
 
 def computed(a, b, precision: str, epilogue=NO_EPILOGUE, bias=None, residual=None):
     """(choice, product) by every choice with the kernel; into memory that held NaN."""
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
     if not arch.tma:
@@ -288,5 +288,5 @@ def computed(a, b, precision: str, epilogue=NO_EPILOGUE, bias=None, residual=Non
     assert found
     for choice in found:
         out = torch.full((p.batch, p.M, p.N), torch.nan, device="cuda")
-        launch.run_plan(write_plan(p, choice), a, b, out, bias, residual)
+        running.run_plan(write_plan(p, choice), a, b, out, bias, residual)
         yield choice, out

@@ -17,10 +17,10 @@ from fastmm_op.bench.gpu_model import Kernel, Machine, Prediction, Work
 from fastmm_op.bench.l2 import Cache
 from fastmm_op.bench.traffic import SHARE_NOTHING, TRAFFIC, Step, panel_rows
 from fastmm_op.codegen import Resources, compile_launch, resources
-from fastmm_op.launch import KERNELS
 from fastmm_op.launches import Launch, Plan
 from fastmm_op.plan import make_plan
 from fastmm_op.problem import Problem
+from fastmm_op.running import KERNELS
 
 
 @dataclass(frozen=True)

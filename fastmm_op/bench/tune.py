@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastmm_op import launch
+from fastmm_op import launch, running
 from fastmm_op.bench.runner import require_device
 from fastmm_op.estimate import estimate
 from fastmm_op.oracle import Oracle, Verdict
@@ -154,7 +154,7 @@ def check(
 ) -> Verdict:
     """Run a choice into memory full of NaN and judge what it leaves there."""
     out = torch.full(oracle.out_shape, math.nan, dtype=a.dtype, device=a.device)
-    launch.run_plan(write_plan(problem, choice), a, b, out)
+    running.run_plan(write_plan(problem, choice), a, b, out)
     return oracle.check(out, allowed)
 
 
@@ -182,7 +182,7 @@ def operands(problem: Problem, device: torch.device) -> tuple[Tensor, Tensor]:
         last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         # PyTorch's own memory is aligned; so many bytes further on it is as the problem says.
         skipped = layout.pointer_alignment % COPY_BYTES // ITEMSIZE[problem.dtype]
-        dtype = launch.TORCH_DTYPES[problem.dtype]
+        dtype = running.TORCH_DTYPES[problem.dtype]
         options = {"dtype": dtype, "device": device, "generator": generator}
         memory = torch.randn(skipped + last + 1, **options)
         return memory.as_strided(sizes, strides, skipped)

@@ -1,7 +1,7 @@
 """What the persistent Gluon kernels for Hopper share: work items, rings, TMA and its descriptors.
 
 Of Triton 3.6 to 3.9 some names differ. Where one is missing, importing this raises ImportError, and
-Hopper gets plans of plain Triton (launch.py).
+Hopper gets plans of plain Triton (running.py).
 """
 
 import dataclasses
