@@ -118,6 +118,12 @@ def add_search(command: argparse.ArgumentParser) -> None:
         "--seconds", type=positive_seconds, default=0.1, help="of timing a choice (default 0.1)"
     )
     command.add_argument("--budget", type=positive_seconds, help="start no case after SECONDS")
+    command.add_argument(
+        "--compile-processes",
+        type=positive,
+        metavar="N",
+        help="first compile all kernels in N processes (default: each when it is its turn)",
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
 
 

@@ -10,8 +10,10 @@ pytest.importorskip("rich", reason="the benchmark's progress needs rich")
 
 from benchmarks import bench_matmul, report
 from fastmm_op import ops, timing
+from fastmm_op.arch import ARCHES
 from fastmm_op.bench import contenders, environment, runner, session, summary, warm
 from fastmm_op.bench.cases import SUITE, Case, load_cases
+from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timing
 
 CPU = torch.device("cpu")
@@ -229,30 +231,30 @@ def test_a_spent_budget_says_what_is_missing(tmp_path, suite, capsys):
     assert "not run: " in capsys.readouterr().out
 
 
-@pytest.mark.uninterpreted
-@pytest.mark.usefixtures("no_compiler")
-def test_other_processes_compile_first(tmp_path, suite, capsys):
-    args = ("--group", "seed", "--filter", "bf16", "--compile-processes", "2")
-    _, results = run_bench(tmp_path, suite, *args)
-    assert "compiled what 1 cases launch; 0 failed" in capsys.readouterr().out
-    assert {row["case"] for row in results["rows"]} == {"seed/33x29x21-NN-bf16"}
+def test_other_processes_compile_first(monkeypatch, capsys):
+    """What each case launches on the card, and a plan that fails is left to the run."""
+    pytest.importorskip("fastmm_op.running")
+    arch = ARCHES["sm_90"]
+    compiled = []
 
+    def compile_plan(problem, plan):
+        if problem.K == 5:
+            raise RuntimeError("no")
+        compiled.append((problem, plan))
 
-def test_a_case_that_fails_beforehand_is_left_to_the_run(monkeypatch):
-    computed = []
+    def compile_here(work, device, processes):
+        assert processes == 2
+        return sum(not warm.compiles(*item) for item in work)
 
-    def ours(case):
-        def product(a, b):
-            if case.K == 5:
-                raise RuntimeError("no")
-            computed.append(case.name)
-
-        return [contenders.Contender("fastmm", lambda: product, case.precision)]
-
-    monkeypatch.setattr(warm, "ours", ours)
+    monkeypatch.setattr("fastmm_op.running.compile_plan", compile_plan)
+    monkeypatch.setattr(warm, "compile_all", compile_here)
+    monkeypatch.setattr(environment, "device_arch", lambda device: arch)
     cases = [Case("g", 4, k, 6, "fp32", "tf32") for k in (4, 5, 6)]
-    assert warm.compile_cases(cases, CPU) == 1
-    assert computed == [cases[0].name, cases[2].name]
+    run = session.Session(cases, [], [], 0.1, None, "", compile_processes=2)
+    run.compile_first(torch.device("cuda", 0))
+    assert "compiled what 3 cases launch; 1 failed" in capsys.readouterr().out
+    problems = [case.problem(arch) for case in (cases[0], cases[2])]
+    assert compiled == [(problem, make_plan(problem)) for problem in problems]
 
 
 @pytest.mark.uninterpreted

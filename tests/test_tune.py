@@ -16,7 +16,7 @@ pytest.importorskip("rich", reason="the command's tables need rich")
 import fastmm_op
 from fastmm_op import __main__, cache, ops
 from fastmm_op.arch import ARCHES
-from fastmm_op.bench import runner
+from fastmm_op.bench import runner, warm
 from fastmm_op.choices import choices
 from fastmm_op.cli import tune as command
 from fastmm_op.cli import tune_report
@@ -232,12 +232,12 @@ def test_finalists_are_timed_again_for_longer_and_only_that_counts() -> None:
 @pytest.mark.interpreted
 @pytest.mark.parametrize("way", ["wrong", "nothing", "raises"])
 def test_only_what_is_right_is_timed(monkeypatch, way) -> None:
-    from fastmm_op import launch
+    from fastmm_op import running
 
     p = problem(*SMALL)
     found = shortlist(p, 3)
     broken = found[1]
-    run_plan = launch.run_plan
+    run_plan = running.run_plan
 
     def run(plan, a, b, out, *more):
         if plan.choice != broken:
@@ -249,7 +249,7 @@ def test_only_what_is_right_is_timed(monkeypatch, way) -> None:
             out[0, 7, 3] += 1.0
         return [None]
 
-    monkeypatch.setattr(launch, "run_plan", run)
+    monkeypatch.setattr(running, "run_plan", run)
     clock = Clock(lambda choice, seconds: 1.0 + found.index(choice))
     result = searched(p, clock, found)
     assert broken not in [choice for choice, _ in clock.calls]
@@ -264,11 +264,11 @@ def test_only_what_is_right_is_timed(monkeypatch, way) -> None:
 
 @pytest.mark.interpreted
 def test_a_wrong_choice_of_the_planner_has_no_ratio(monkeypatch) -> None:
-    from fastmm_op import launch
+    from fastmm_op import running
 
     p = problem(*SMALL)
     found = shortlist(p, 2)
-    run_plan = launch.run_plan
+    run_plan = running.run_plan
 
     def run(plan, a, b, out, *more):
         started = run_plan(plan, a, b, out)
@@ -276,18 +276,18 @@ def test_a_wrong_choice_of_the_planner_has_no_ratio(monkeypatch) -> None:
             out.zero_()
         return started
 
-    monkeypatch.setattr(launch, "run_plan", run)
+    monkeypatch.setattr(running, "run_plan", run)
     result = searched(p, Clock(lambda choice, seconds: 1.0), found)
     assert result.ratio is None
     assert result.best.choice in found[1:]
-    monkeypatch.setattr(launch, "run_plan", lambda plan, a, b, out, *more: [None])
+    monkeypatch.setattr(running, "run_plan", lambda plan, a, b, out, *more: [None])
     result = searched(p, Clock(lambda choice, seconds: 1.0), found)
     assert result.best is result.ratio is None
 
 
 @pytest.mark.interpreted
 def test_a_lost_device_ends_the_search(monkeypatch) -> None:
-    from fastmm_op import launch
+    from fastmm_op import running
     from fastmm_op.bench import tune
 
     def run(*args):
@@ -296,7 +296,7 @@ def test_a_lost_device_ends_the_search(monkeypatch) -> None:
     def lost(device, text) -> None:
         raise runner.DeviceLost(text)
 
-    monkeypatch.setattr(launch, "run_plan", run)
+    monkeypatch.setattr(running, "run_plan", run)
     monkeypatch.setattr(tune, "require_device", lost)
     p = problem(*SMALL)
     with pytest.raises(runner.DeviceLost, match=r"gemm .*illegal memory access"):
@@ -398,6 +398,25 @@ def test_every_choice_on_request(folder, tmp_path) -> None:
 
 
 @pytest.mark.interpreted
+def test_what_is_measured_is_compiled_first(folder, monkeypatch) -> None:
+    """On a card, if other processes are to do it: every choice of every case."""
+    work = []
+    monkeypatch.setattr(warm, "compile_all", lambda *args: work.append(args))
+    options = __main__.make_parser().parse_args(
+        ["tune", *SHAPE, "--top", "2", "--compile-processes", "3"]
+    )
+    cases = command.cases_of(options)
+    cuda = torch.device("cuda", 0)
+    tuner = command.Tuner(options, cuda, ARCHES["sm_90"], "a card", Clock(None), {})
+    p = cases[0].problem(ARCHES["sm_90"])
+    found = shortlist(p, 2)
+    tuner.compile_first([(cases[0], found)])
+    assert work == [([(p, write_plan(p, choice)) for choice in found], cuda, 3)]
+    assert tune(*SHAPE, "--top", "1", "--compile-processes", "3") == 0
+    assert len(work) == 1, "nothing is compiled for a CPU"
+
+
+@pytest.mark.interpreted
 def test_nothing_is_kept_where_the_cache_is_off(folder, monkeypatch, capsys) -> None:
     monkeypatch.setenv("FASTMM_NO_CACHE", "1")
     assert tune(*SHAPE, "--top", "1") == 0
@@ -415,9 +434,9 @@ def test_what_cannot_be_kept_is_said(folder, capsys) -> None:
 
 @pytest.mark.interpreted
 def test_wrong_results_are_a_failure(folder, monkeypatch, capsys) -> None:
-    from fastmm_op import launch
+    from fastmm_op import running
 
-    monkeypatch.setattr(launch, "run_plan", lambda plan, a, b, out, *more: [None])
+    monkeypatch.setattr(running, "run_plan", lambda plan, a, b, out, *more: [None])
     assert tune(*SHAPE, "--top", "1") == 1
     text = capsys.readouterr().out
     assert "FAILED shape/9x20x11-NN-fp32-tf32: gemm" in text
@@ -557,7 +576,11 @@ def test_a_real_search_on_the_gpu(folder, tmp_path, monkeypatch) -> None:
     file = tmp_path / "tune.json"
     shape = (1021, 1031, 1033)
     args = ["tune", "--shape", *map(str, shape), "--top", "8", "--stages", "--seconds", "0.02"]
-    assert __main__.main([*args, "--json", str(file)]) == 0
+    failures = []
+    compile_all = warm.compile_all
+    monkeypatch.setattr(warm, "compile_all", lambda *args: failures.append(compile_all(*args)))
+    assert __main__.main([*args, "--compile-processes", "2", "--json", str(file)]) == 0
+    assert failures == [0]
     (row,) = json.loads(file.read_text())["rows"]
     assert all(m["failed"] is None for m in row["measurements"])
     assert 1 <= row["ratio"] < math.inf

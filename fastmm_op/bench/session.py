@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastmm_op.bench import environment, summary, warm
 from fastmm_op.bench.cases import Case
 from fastmm_op.bench.runner import DeviceLost, Runner
+from fastmm_op.plan import make_plan
 from fastmm_op.timing import Timer
 
 # Where stdout is no terminal, a line of progress at most this often.
@@ -62,9 +63,8 @@ class Session:
             f"{env['gpu']}, torch {env['torch']}, triton {env['triton']}: "
             f"{len(self.cases)} cases -> {out}"
         )
-        if self.compile_processes:
-            failed = warm.compile_all(self.cases, device, self.compile_processes)
-            print(f"compiled what {len(self.cases)} cases launch; {failed} failed")
+        if self.compile_processes and device.type == "cuda":
+            self.compile_first(device)
         ceilings = environment.measure(device, timer)
         missing = [case.name for case in self.cases]
         results = {"env": env | ceilings, "rows": [], "missing": missing}
@@ -74,6 +74,14 @@ class Session:
             write(results, out)
         print_summary(results)
         return results
+
+    def compile_first(self, device: torch.device) -> None:
+        """Compile what the cases launch; on a card that runs none of our kernels, nothing."""
+        arch = environment.device_arch(device)
+        problems = [case.problem(arch) for case in self.cases] if arch else []
+        work = [(problem, make_plan(problem)) for problem in problems]
+        failed = warm.compile_all(work, device, self.compile_processes) if work else 0
+        print(f"compiled what {len(work)} cases launch; {failed} failed")
 
     def run_cases(self, runner: Runner, results: dict, out: Path) -> None:
         """Fill ``results``, written after every case; stop at the budget or a lost device."""

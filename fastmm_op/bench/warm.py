@@ -1,39 +1,38 @@
 """Compile what a run is going to launch, in several processes at once: Triton caches it on disk."""
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
-from fastmm_op.bench.cases import Case
-from fastmm_op.bench.contenders import ours
+from fastmm_op.launches import Plan
+from fastmm_op.problem import Problem
+
+Work = Sequence[tuple[Problem, Plan]]
 
 
-def compile_all(cases: list[Case], device: torch.device, processes: int) -> int:
-    """Call our eager function once for every case, in so many processes that share the device.
-
-    Each holds the operands of one case at a time.
+def compile_all(work: Work, device: torch.device, processes: int) -> int:
+    """Compile the plans of problems for a CUDA device, in so many processes.
 
     Returns:
-        How many cases failed. The run itself meets them again, and says how.
+        How many plans failed. The run itself meets them again, and says how.
     """
-    by_size = sorted(cases, key=lambda case: case.bytes)
-    shares = [by_size[first::processes] for first in range(processes)]
     context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        return sum(pool.map(compile_cases, shares, repeat(device)))
+    with ProcessPoolExecutor(processes, context, torch.cuda.set_device, (device,)) as pool:
+        outcomes = pool.map(compiles, *zip(*work, strict=True))
+        bar = track(outcomes, "compiling", len(work), console=Console(stderr=True))
+        return sum(not compiled for compiled in bar)
 
 
-def compile_cases(cases: list[Case], device: torch.device) -> int:
-    """The same in this process."""
-    failed = 0
-    for case in cases:
-        eager = ours(case)[0]
-        try:
-            eager.make()(*case.inputs(device))
-        except Exception:
-            failed += 1
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return failed
+def compiles(problem: Problem, plan: Plan) -> bool:
+    """Compile a plan's kernels for the current CUDA device; whether that worked."""
+    from fastmm_op import running
+
+    try:
+        running.compile_plan(problem, plan)
+    except Exception:
+        return False
+    return True

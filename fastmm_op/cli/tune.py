@@ -12,12 +12,13 @@ from rich.console import Console
 from fastmm_op import cache, ops
 from fastmm_op.arch import Arch
 from fastmm_op.bench import cases as suite
-from fastmm_op.bench import environment
+from fastmm_op.bench import environment, warm
 from fastmm_op.bench.cases import Case
 from fastmm_op.bench.runner import DeviceLost
 from fastmm_op.bench.session import Reporter, write
 from fastmm_op.cli import tune_report as report
 from fastmm_op.cli.demo import say
+from fastmm_op.plan import write_plan
 from fastmm_op.search import STAGES, shortlist
 from fastmm_op.tiles import Choice
 from fastmm_op.timing import Timer
@@ -106,8 +107,9 @@ class Tuner:
 
     def run(self, cases: list[Case]) -> None:
         """Search all cases, or as many as the budget lets begin and the device survives."""
-        started = time.monotonic()
         work = [(c, shortlist(c.problem(self.arch), self.top, self.stages)) for c in cases]
+        self.compile_first(work)
+        started = time.monotonic()
         reporter = Reporter(sum(len(choices) for _, choices in work))
         with reporter.progress:
             done = 0
@@ -128,6 +130,14 @@ class Tuner:
                 self.rows.append(row)
                 self.write(cases)
         self.write(cases)
+
+    def compile_first(self, work: list[tuple[Case, list[Choice]]]) -> None:
+        """Compile everything that is going to be measured, if other processes are to do that."""
+        if self.options.compile_processes is None or self.device.type != "cuda":
+            return
+        problems = [(case.problem(self.arch), choices) for case, choices in work]
+        plans = [(p, write_plan(p, choice)) for p, choices in problems for choice in choices]
+        warm.compile_all(plans, self.device, self.options.compile_processes)
 
     def tune(self, case: Case, choices: list[Choice], advance: Callable[[], object]) -> dict:
         """Search one case and keep its winner; the row that says what was found."""
