@@ -36,8 +36,8 @@ from fastmm_op.tiles import (
     operand_kind,
 )
 
-# Columns of a tile beside whose products there are registers for a converter.
-WIDEST_CONVERTED = 128
+# Columns of a tile beside whose products there are registers for a converter, or as many sums.
+WIDEST_BESIDE = 128
 # Splits of K worth trying: few output tiles leave most of the card idle.
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256, MOST_SPLITS)
 # Rows of the smallest tiles: mma.sync's.
@@ -124,9 +124,14 @@ def half_would_do(problem: Problem, tile: Tile) -> bool:
 
 
 def tile_fits(problem: Problem, tile: Tile, kind: str) -> bool:
-    """Whether the converter, if there is one, has room for the tile's columns."""
-    if tile.kernel != "gemm_tf32_hopper" or tile.block_n <= WIDEST_CONVERTED:
+    """Whether Hopper's wide tiles leave registers for what has to be beside them.
+
+    That is a converter, or the sum to which each block of K adds its products of two parts.
+    """
+    if tile.kernel not in HOPPER_KERNELS or tile.block_n <= WIDEST_BESIDE:
         return True
+    if tile.kernel == "gemm_hopper":
+        return kind != "hi and lo" or tile.block_k >= problem.K
     return not is_converted(problem, kind)
 
 

@@ -126,16 +126,17 @@ def gemm_hopper_launch(
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
     classes = row_classes(problem, choice)
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
-    # What lies between hi and lo, and after lo, is zero.
-    k = a.lo_offset + K
+    # Packed rows end in zeros: TMA is slower where it has to fill in those itself.
+    a_k = a.row_stride if choice.pack_a else K
+    b_k = b.row_stride if choice.pack_b else K
     of_a = a_classes(problem, choice)
-    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, k, 64, tile.block_k)
-    b_desc = operand_descriptor(b, batch, N + wrap, k, tile.block_n, tile.block_k)
+    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, a_k, 64, tile.block_k)
+    b_desc = operand_descriptor(b, batch, N + wrap, b_k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
         a_class_desc = Descriptor(
             a.pointer,
-            (M // classes, classes, k),
+            (M // classes, classes, a_k),
             (classes * a.row_stride, a.row_stride, 1),
             (64, 1, tile.block_k),
         )
@@ -184,6 +185,7 @@ def gemm_hopper_launch(
             "STREAMS": streams,
             "SLICE_N": slice_n,
             "C_BUFFERS": c_buffers if c_desc else 0,
+            "ONE_STEP": tile.block_k >= K,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),

@@ -99,7 +99,7 @@ def entry_points(entry_point_folder: str | None, monkeypatch: pytest.MonkeyPatch
 
 
 class GuardedTorch:
-    """``torch`` as ``fastmm_op.launch`` sees it: new memory reads as NaN and has guards around it.
+    """``torch`` as calls and runs of plans see it: new memory is NaN and has guards around it.
 
     Bytes of 0xff are a NaN in fp16, bf16 and fp32 and -1 in int32, so what a kernel leaves out, or
     reads before it is written, shows up in the result.
@@ -132,10 +132,11 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch):
     if not HAVE_TRITON:
         yield GuardedTorch()
         return
-    from fastmm_op import launch
+    from fastmm_op import launch, running
 
     guarded = GuardedTorch()
-    monkeypatch.setattr(launch, "torch", guarded)
+    for module in (launch, running):
+        monkeypatch.setattr(module, "torch", guarded)
     monkeypatch.setattr(
         launch,
         "empty_strided_cuda",

@@ -19,7 +19,7 @@ import triton
 from triton import knobs
 from triton.knobs import HookChain
 
-from fastmm_op import launch, starting, triton_compat
+from fastmm_op import launch, running, starting, triton_compat
 from fastmm_op.arch import ARCHES
 from fastmm_op.plan import make_plan
 from fastmm_op.starting import Address, CompiledLaunch, DirectLaunch, EncodedDescriptor
@@ -419,7 +419,8 @@ def test_a_first_call_lets_go_of_its_memory(precision, device, monkeypatch) -> N
             made.append(weakref.ref(x))
             return x
 
-    monkeypatch.setattr(launch, "torch", Torch())
+    for module in (launch, running):
+        monkeypatch.setattr(module, "torch", Torch())
     monkeypatch.setattr(launch, "_calls", {})
     a, b = torch.randn(33, 1100, device=device), torch.randn(1100, 17, device=device)
     gc.disable()

@@ -217,8 +217,12 @@ def clear_outside(a, k, K):
 
 
 @gluon.jit
-def multiply_parts(a_smem, b_smem, stage, acc, INDEX: gl.constexpr, BLOCK_N: gl.constexpr):
+def multiply_parts(
+    a_smem, b_smem, stage, acc, INDEX: gl.constexpr, BLOCK_N: gl.constexpr, ONE_STEP: gl.constexpr
+):
     """acc + A @ B of one slot's hi and lo, without the product of the two lo.
+
+    ONE_STEP: acc is zero, and has no registers of its own.
 
     The tensor core truncates its sums. The chain of three products ends here, small terms first,
     and is added to acc by an ordinary fp32 addition, which rounds; meanwhile the tensor core
@@ -232,7 +236,8 @@ def multiply_parts(a_smem, b_smem, stage, acc, INDEX: gl.constexpr, BLOCK_N: gl.
     products = warpgroup_mma(a_lo, b_hi, nothing, use_acc=False, is_async=True)
     products = warpgroup_mma(a_hi, b_lo, products, is_async=True)
     products = warpgroup_mma(a_hi, b_hi, products, is_async=True)
-    return acc + warpgroup_mma_wait(0, deps=(products,))
+    products = warpgroup_mma_wait(0, deps=(products,))
+    return products if ONE_STEP else acc + products
 
 
 @gluon.jit
@@ -262,6 +267,7 @@ def consumer(
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
+    ONE_STEP: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
@@ -306,7 +312,7 @@ def consumer(
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
             if PARTS == 2:
-                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N)
+                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N, ONE_STEP)
                 mbarrier.arrive(empty.index(stage))
             else:
                 a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
@@ -375,7 +381,7 @@ def gemm_hopper_kernel(
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
-    C_BUFFERS: gl.constexpr,
+    C_BUFFERS: gl.constexpr, ONE_STEP: gl.constexpr,
     WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
@@ -422,11 +428,11 @@ def gemm_hopper_kernel(
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
                     exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
                     CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N)),
+                    SLICE_N, ONE_STEP)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
                     exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
                     CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N)),
+                    SLICE_N, ONE_STEP)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
                     (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
                     VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
