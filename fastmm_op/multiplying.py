@@ -126,7 +126,8 @@ def gemm_hopper_launch(
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
     classes = row_classes(problem, choice)
     wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
-    # Packed rows end in zeros: TMA is slower where it has to fill in those itself.
+    # Packed rows end in zeros, which TMA reads faster than it fills them in (benchmarks/results/
+    # NVIDIA_H100_80GB_HBM3/pingpong_2026-11-28.txt).
     a_k = a.row_stride if choice.pack_a else K
     b_k = b.row_stride if choice.pack_b else K
     of_a = a_classes(problem, choice)
