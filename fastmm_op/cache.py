@@ -40,6 +40,7 @@ SOURCES = (
     "kept.py",
     "launches.py",
     "multiplying.py",
+    "multiplying_hopper.py",
     "packing.py",
     "plan.py",
     "tile_order.py",

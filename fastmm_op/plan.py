@@ -2,7 +2,8 @@
 
 Nothing here touches a device or imports torch or triton: a plan for any card can be made, read and
 tested on any machine. What is legal is in choices.py, what it costs in estimate.py; this file takes
-the cheapest choice and writes it out as launches, those of packing.py and multiplying.py.
+the cheapest choice and writes it out as launches, those of packing.py, multiplying.py and
+multiplying_hopper.py.
 """
 
 from functools import lru_cache
@@ -22,14 +23,13 @@ from fastmm_op.estimate import estimate
 from fastmm_op.kept import KEPT_ALIGNMENT, keep, kept_balance
 from fastmm_op.launches import Launch, Plan, Pointer, Workspace, chained
 from fastmm_op.multiplying import (
-    gemm_hopper_launch,
     gemm_launch,
-    gemm_tf32_hopper_launch,
     gemv_launch,
     is_aligned_in,
     reduce_launch,
     reduce_tail_launch,
 )
+from fastmm_op.multiplying_hopper import gemm_hopper_launch, gemm_tf32_hopper_launch
 from fastmm_op.packing import (
     PACK_ALIGNMENT,
     Balance,

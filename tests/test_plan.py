@@ -367,6 +367,7 @@ PURE = (
     "kept",
     "launches",
     "multiplying",
+    "multiplying_hopper",
     "packing",
     "plan",
     "search",

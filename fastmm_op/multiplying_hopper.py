@@ -1,0 +1,210 @@
+"""The launches of Hopper's persistent kernels, which multiply what TMA brings them."""
+
+from dataclasses import replace
+
+from fastmm_op.choices import (
+    a_classes,
+    count_tiles,
+    is_transposed,
+    row_classes,
+    stores_are_aligned,
+    whole_tiles,
+)
+from fastmm_op.epilogue import epilogue_pointers, hopper_slice_columns, product_epilogue
+from fastmm_op.launches import Descriptor, Launch, Pointer
+from fastmm_op.packing import GemmOperand
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
+from fastmm_op.shared_memory import ring_slot, shared_memory
+from fastmm_op.tile_order import group_m
+from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
+
+# TMA's boxes are at most so wide along memory where shared memory is swizzled.
+TMA_BOX_BYTES = 128
+# Of a K so short stores take longest. They are 1 to 14 % faster then without TMA, and marked as not
+# to be read soon; with K of 512 and more they are slower
+# (benchmarks/results/NVIDIA_H100_80GB_HBM3/streamed_2026-11-27.txt).
+LARGEST_STREAMED_K = 256
+
+
+def gemm_hopper_launch(
+    problem: Problem,
+    choice: Choice,
+    a: GemmOperand,
+    b: GemmOperand,
+    target: Pointer,
+    tail: Pointer | None,
+) -> Launch:
+    """kernels/gemm_hopper.py: TMA and wgmma, 16-bit operands, aligned but for A's rows in classes.
+
+    Args:
+        target: C, or the partial sums of a split.
+        tail: for the partial sums of the last tiles, if these are shared.
+    """
+    tile = choice.tile
+    M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
+    classes = row_classes(problem, choice)
+    wrap = COPY_BYTES // ITEMSIZE[problem.dtype] - 1 if classes > 1 else 0
+    # Packed rows end in zeros, which TMA reads faster than it fills them in (benchmarks/results/
+    # NVIDIA_H100_80GB_HBM3/pingpong_2026-11-28.txt).
+    a_k = a.row_stride if choice.pack_a else K
+    b_k = b.row_stride if choice.pack_b else K
+    of_a = a_classes(problem, choice)
+    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, a_k, 64, tile.block_k)
+    b_desc = operand_descriptor(b, batch, N + wrap, b_k, tile.block_n, tile.block_k)
+    a_class_desc = None
+    if classes > 1:
+        a_class_desc = Descriptor(
+            a.pointer,
+            (M // classes, classes, a_k),
+            (classes * a.row_stride, a.row_stride, 1),
+            (64, 1, tile.block_k),
+        )
+    if of_a > 1:
+        a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
+    whole = whole_tiles(problem, choice) if tail else 0
+    split = choice.tail_split if tail else choice.split
+    work = whole + (count_tiles(problem, choice) - whole) * split
+    epilogue = product_epilogue(problem, choice)
+    slice_n = hopper_slice_columns(epilogue)
+    c_desc = None
+    neighbours = classes == of_a == 1  # the rows of a tile: TMA can store them
+    by_tma = neighbours and stores_are_aligned(problem, choice) and not epilogue.residual
+    streams = by_tma and c_is_streamed(problem, choice)
+    if by_tma:
+        slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
+    if by_tma and not streams:
+        c_desc = Descriptor(target, (choice.split * batch, M, N), (M * N, N, 1), (1, 64, slice_n))
+    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
+    stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
+    freed = (tile.num_stages - stages) * ring_slot(problem, choice)
+    buffers = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
+    slices = tile.block_n // slice_n
+    c_buffers = max(n for n in (1, 2, 4, 8) if n <= min(buffers, slices))
+    return Launch(
+        "gemm_hopper",
+        min(problem.arch.sms, work),
+        (a_desc, a_class_desc, b_desc, target, c_desc, tail, a.row_exp, b.row_exp)
+        + epilogue_pointers(problem, epilogue)
+        + (M, N, K, batch, split, whole)
+        + (a.row_stride if of_a > 1 else None, M * N, N)
+        + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
+        + (a.lo_offset,),
+        {
+            "BLOCK_N": tile.block_n,
+            "GROUP_M": group_m(problem, choice),
+            "STAGES": stages,
+            "PARTS": 2 if a.lo_offset else 1,
+            "A_CLASSES": of_a,
+            "CLASSES": classes,
+            "A_K_MAJOR": a.k_major,
+            "B_K_MAJOR": b.k_major,
+            "SCALED": a.row_exp is not None and choice.split == 1,
+            "ALIGNED": stores_are_aligned(problem, choice),
+            "ACTIVATION": epilogue.activation,
+            "STREAMS": streams,
+            "SLICE_N": slice_n,
+            "C_BUFFERS": c_buffers if c_desc else 0,
+            "ONE_STEP": tile.block_k >= K,
+        },
+        num_warps=tile.num_warps,
+        shared_memory=shared_memory(problem, choice),
+    )
+
+
+def c_is_streamed(problem: Problem, choice: Choice) -> bool:
+    """Whether consumers store C past L2, because little but storing is done and L2 cannot hold C.
+
+    Asked of what TMA would store, which has no such stores here, and of aligned fp32 as it lies.
+    """
+    elements = choice.split * problem.batch * problem.M * problem.N
+    itemsize = 4 if choice.split > 1 else ITEMSIZE[problem.dtype]
+    return problem.K <= LARGEST_STREAMED_K and elements * itemsize > problem.arch.l2_bytes
+
+
+def gemm_tf32_hopper_launch(
+    problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, target: Pointer
+) -> Launch:
+    """kernels/gemm_tf32_hopper.py: TMA and wgmma, fp32 operands as they lie, aligned.
+
+    It may be asked for B^T A^T, whose rows are columns of C.
+
+    Args:
+        target: C, or the partial sums of a split.
+    """
+    tile = choice.tile
+    M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    rounds = not is_converted(problem, kind)
+    epilogue = product_epilogue(problem, choice)
+    transposed = is_transposed(problem, choice)
+    if transposed:
+        a, b, M, N = b, a, N, M
+    a_desc = operand_descriptor(a, batch, M, K, 64, tile.block_k)
+    b_desc = operand_descriptor(b, batch, N, K, tile.block_n, tile.block_k)
+    return Launch(
+        "gemm_tf32_hopper",
+        min(problem.arch.sms, count_tiles(problem, choice) * choice.split),
+        (replace(a_desc, rounds=rounds), replace(b_desc, rounds=rounds))
+        + (a.pointer, b.pointer, target)
+        + epilogue_pointers(problem, epilogue)
+        + (M, N, K, batch, choice.split)
+        + (a.batch_stride, a.row_stride, a.k_stride)
+        + (b.batch_stride, b.row_stride, b.k_stride)
+        + (M * N, problem.N, int(a.batch_stride > 0), int(b.batch_stride > 0)),
+        {
+            "BLOCK_N": tile.block_n,
+            "GROUP_M": group_m(replace(problem, M=M, N=N), choice),
+            "STAGES": tile.num_stages,
+            "PARTS": 2 if kind == "tf32x3" else 1,
+            "CONVERTS": not rounds,
+            "TRANSPOSED": transposed,
+            "A_K_MAJOR": a.k_major,
+            "B_K_MAJOR": b.k_major,
+            "ALIGNED": stores_are_aligned(problem, choice),
+            "ACTIVATION": epilogue.activation,
+            "STREAMS": rounds and c_is_streamed(problem, choice),
+            "SLICE_N": 32,
+        },
+        num_warps=tile.num_warps,
+        shared_memory=shared_memory(problem, choice),
+    )
+
+
+def operand_descriptor(
+    operand: GemmOperand, batch: int, rows: int, k: int, block_rows: int, block_k: int
+) -> Descriptor:
+    """(batch, rows, K), or (batch, K, rows) if rows are contiguous; batch 1 if items share it."""
+    shape, box = (rows, k), (block_rows, block_k)
+    pitch = operand.row_stride
+    if not operand.k_major:
+        shape, box = shape[::-1], box[::-1]
+        pitch = operand.k_stride
+    # Dimensions of size one have no stride of their own, but TMA wants one that is aligned.
+    pitch = pitch or round_up(shape[1], COPY_BYTES)
+    items = batch if operand.batch_stride else 1
+    return Descriptor(
+        operand.pointer,
+        (items, *shape),
+        (operand.batch_stride or pitch * shape[0], pitch, 1),
+        (1, *box),
+    )
+
+
+def class_descriptors(
+    a: GemmOperand, classes: int, rows: int, k: int, tile: Tile
+) -> tuple[Descriptor, Descriptor | None]:
+    """A with ``classes`` rows as one: for the classes that have a row more, and for the others.
+
+    For all of them, and None, if they have the same number. A long row ends with the last row that
+    these classes have in the last one, so nothing past A's end is read.
+    """
+    whole, rest = divmod(rows, classes)
+    pitch = classes * a.row_stride
+
+    def descriptor(long_rows: int, classes: int) -> Descriptor:
+        length = (classes - 1) * a.row_stride + k
+        strides = (pitch * long_rows, pitch, 1)
+        return Descriptor(a.pointer, (1, long_rows, length), strides, (1, 64, tile.block_k))
+
+    others = descriptor(whole, classes)
+    return (descriptor(whole + 1, rest), others) if rest else (others, None)
