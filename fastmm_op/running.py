@@ -94,7 +94,7 @@ def compile_plan(problem: Problem, plan: Plan) -> None:
         name: memory[offsets.get(name, COPY_BYTES) :].view(dtype)
         for name in ("a", "b", "c", "bias", "residual")
     }
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8)
+    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device="meta")
     for step in plan.launches:
         kernel, grid, args, options = for_triton(step, buffers, workspace)
         kernel.warmup(*args, grid=grid, **options)
