@@ -211,11 +211,10 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
 def needs_registers(problem: Problem, choice: Choice) -> bool:
     """Whether threads take all the registers they may, which then say how many programs fit an SM.
 
-    For operands split in registers, or for addresses of A's elements beside a shifted K.
+    They do for operands that are split in registers.
     """
     kind = operand_kind(problem, choice.pack_a, choice.pack_b)
-    split = kind == "tf32x3" and choice.tile.kernel == "gemm"
-    return split or (problem.dtype == "fp32" and problem.b.shifted and problem.b.k_major)
+    return kind == "tf32x3" and choice.tile.kernel == "gemm"
 
 
 def tail_depth(problem: Problem, choice: Choice) -> int:
