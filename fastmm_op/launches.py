@@ -119,7 +119,8 @@ def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
 def starts_early(step: Launch, next_kernel: str | None) -> bool:
     """Whether a launch gains by starting before the one ahead of it has ended.
 
-    All do but gemm_hopper where it stores something without TMA: C, or the partial sums of shared
+    All do but gemm_hopper where it stores something without TMA: C, or rows of C's classes that are
+    left, or the partial sums of shared
     tiles, which reduce_tail adds. It then took 14 to 19 % longer itself in three of five cases of
     the one (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt), and of the other
     4096x4096x2056 in bf16 takes 167 us where 4096x4096x2055, which stores without TMA and does not
@@ -127,7 +128,8 @@ def starts_early(step: Launch, next_kernel: str | None) -> bool:
     """
     if step.kernel != "gemm_hopper":
         return True
-    return step.constexprs["C_BUFFERS"] > 0 and next_kernel != "reduce_tail"
+    by_tma = step.constexprs["C_BUFFERS"] > 0 and step.constexprs["CLASSES"] == 1
+    return by_tma and next_kernel != "reduce_tail"
 
 
 class Workspace:

@@ -22,7 +22,8 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
                boundary; the columns this leaves at the left wrap around to the end of the class's
                last column tile. B's N is an outer TMA coordinate, free to start anywhere; its
-               buffer repeats its first rows after the last one for the wrapped columns. The last
+               buffer repeats its first rows after the last one for the wrapped columns. TMA, which
+               sees CLASSES rows of C as one, stores tiles in which nothing wraps. The last
                M mod 128 CLASSES rows go the unaligned way.
     unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
@@ -107,6 +108,18 @@ def tile_rows(
         misalignment = r * (stride_cm % VECTOR).to(gl.int32) % VECTOR
         shift = gl.where(in_class, (VECTOR - misalignment) % VECTOR, 0)
         return row0, gl.where(in_class, CLASSES, 1), in_class, shift
+
+
+@gluon.jit
+def is_whole(in_class, col0, N, BLOCK_N: gl.constexpr):
+    """Whether TMA can store a tile of a class of C's rows: no column of it wraps around."""
+    return in_class & (col0 + BLOCK_N <= N)
+
+
+@gluon.jit
+def in_long_rows(row0, col0, N, CLASSES: gl.constexpr):
+    """Where a place in C is, if CLASSES of its rows are one."""
+    return row0 // CLASSES, row0 % CLASSES * N + col0
 
 
 @gluon.jit
@@ -349,11 +362,19 @@ def consumer(
                     x = apply_exponents(x, row_e, col_e, wide)
                 if bias_ptr is not None:
                     x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
-                if c_desc is not None:
-                    copy_slice(c_desc, c_smem, x, z, row0, col0 + i * SLICE_N, i, ACTIVATION)
-                else:
-                    store_slice(c_z, x, row0, row_step, in_class, col0 + i * SLICE_N, shift, M, N,
+                col = col0 + i * SLICE_N
+                if c_desc is None:
+                    store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
                                 stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
+                                STREAMS, True)  # fmt: skip
+                elif CLASSES == 1:
+                    copy_slice(c_desc, c_smem, x, z, row0, col, i, ACTIVATION)
+                elif is_whole(in_class, col0, N, BLOCK_N):
+                    long_row, long_col = in_long_rows(row0, col, N, CLASSES)
+                    copy_slice(c_desc, c_smem, x, z, long_row, long_col, i, ACTIVATION)
+                else:
+                    store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
+                                stride_cm, None, ALIGNED, CLASSES, ACTIVATION,
                                 STREAMS, True)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
@@ -370,7 +391,7 @@ def gemm_hopper_kernel(
     a_class_desc,  # (M // CLASSES, CLASSES, K); (1, M // A_CLASSES, a long row); or None
     b_desc,  # (batch, N, K) or (batch, K, N)
     c_ptr,  # (batch, M, N); without a tail (split_k * batch, M, N), unscaled sums if split_k > 1
-    c_desc,  # the same, or None
+    c_desc,  # the same, by CLASSES (1, M // CLASSES, a long row), or None
     partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None

@@ -1,0 +1,68 @@
+"""TMA stores of a C whose rows are misaligned: tiles of rows that are misaligned alike.
+
+A model of TMA's copies shows that they write what the kernel computed to where it belongs.
+"""
+
+import pytest
+import torch
+
+from fastmm_op.arch import ARCHES
+from fastmm_op.choices import choices, row_classes
+from fastmm_op.launches import Descriptor, Launch
+from fastmm_op.plan import write_plan
+from fastmm_op.problem import ITEMSIZE, problem_of
+from hopper_items import BLOCK_M, Integer, arguments, as_python, work_items
+
+# M, K, N, and the classes of C's rows by dtype: whole tiles of each class, and rows that are left.
+SIZES = [(1030, 70, 515), (1024, 64, 257), (2100, 130, 1030), (1050, 64, 4)]
+
+
+def class_steps(m: int, k: int, n: int, dtype: str) -> list[Launch]:
+    """GEMMs that store by classes, one a tile and a way to share the last ones."""
+    how = {"batch": 1, "dtype": dtype, "layout": "NN", "precision": "tf32"}
+    p = problem_of(m, k, n, **how, arch=ARCHES["sm_90"])
+    plans = (write_plan(p, c) for c in choices(p) if row_classes(p, c) > 1)
+    steps = [s for plan in plans for s in plan.launches if s.kernel == "gemm_hopper"]
+    return [step for step in steps if arguments(step)["c_desc"] is not None]
+
+
+def elements(descriptor: Descriptor, start: tuple[int, ...]) -> torch.Tensor:
+    """Where in memory TMA puts a box, element by element; it starts where TMA can."""
+    itemsize = ITEMSIZE[descriptor.pointer.dtype]
+    assert start[-1] * itemsize % 16 == 0
+    assert all(stride * itemsize % 16 == 0 for stride in descriptor.strides[:-1])
+    places = torch.zeros(1, dtype=torch.int64)
+    for first, size, box, stride in zip(
+        start, descriptor.shape, descriptor.box, descriptor.strides, strict=True
+    ):
+        along = first + torch.arange(box)
+        assert first >= 0
+        assert along[-1] < size, "nothing is left out"
+        places = places[..., None] + along * stride
+    return places[0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("m", "k", "n"), SIZES)
+def test_tma_writes_where_rows_and_columns_say(m, k, n, dtype) -> None:
+    steps = class_steps(m, k, n, dtype)
+    assert steps or n * ITEMSIZE[dtype] % 16 == 0 or n < 16 // ITEMSIZE[dtype]
+    by_tma = 0
+    for step in steps:
+        arg = arguments(step)
+        classes, block_n, slice_n = arg["CLASSES"], arg["BLOCK_N"], arg["SLICE_N"]
+        for item in work_items(step):
+            row_step = int(item.rows[1] - item.rows[0])
+            in_class = row_step == classes
+            if item.slot is not None or not as_python("is_whole")(in_class, item.col0, n, block_n):
+                continue
+            by_tma += 1
+            for index in range(2):
+                row0 = item.row0 + row_step * (index * BLOCK_M // 2)
+                for col in range(item.col0, item.col0 + block_n, slice_n):
+                    place = as_python("in_long_rows")(Integer(row0), col, n, classes)
+                    rows = item.rows[index * BLOCK_M // 2 :][: BLOCK_M // 2]
+                    columns = item.columns[col - item.col0 :][:slice_n]
+                    want = rows[:, None] * n + columns
+                    assert torch.equal(elements(arg["c_desc"], (item.z, *place)), want)
+    assert by_tma or n < 257
