@@ -68,9 +68,11 @@ def gemm_hopper_launch(
     slice_n = hopper_slice_columns(epilogue)
     c_desc = None
     # TMA can store rows that are neighbours, or of one class; then it sees so many as a long one.
+    # Of 16 bits the wrapped columns' way needs shared memory too, which costs more than TMA gains.
     long_row = classes * N
-    by_tma = of_a == 1 and stores_are_aligned(problem, choice) and not epilogue.residual
-    by_tma = by_tma and long_row < 2**31
+    by_class = classes == 1 or (target.dtype == "fp32" and long_row < 2**31)
+    by_tma = of_a == 1 and by_class and stores_are_aligned(problem, choice)
+    by_tma = by_tma and not epilogue.residual
     streams = by_tma and classes == 1 and c_is_streamed(problem, choice)
     if by_tma:
         slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
@@ -78,10 +80,8 @@ def gemm_hopper_launch(
         shape = (choice.split * batch, M // classes, long_row)
         strides = (M // classes * long_row, long_row, 1)
         c_desc = Descriptor(target, shape, strides, (1, 64, slice_n))
-    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices. So does a
-    # slot's where 16-bit rows of a class may have to be rearranged beside what TMA stores.
-    beside = c_desc is not None and classes > 1 and ITEMSIZE[target.dtype] == 2
-    stages = min(tile.num_stages - beside, max(2, 2 * cdiv(K, tile.block_k)))
+    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
+    stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
     freed = (tile.num_stages - stages) * ring_slot(problem, choice)
     buffers = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
     slices = tile.block_n // slice_n
