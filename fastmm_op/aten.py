@@ -1,6 +1,7 @@
 """ATen's products, held to the contract: for float64, and where no card or Triton is supported."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 
 import torch
 from torch import Tensor
@@ -37,6 +38,24 @@ _BACKWARDS = {
 }
 
 
+def _without_autocast(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The product in its inputs' dtype also where autocast is active, as it is around some graphs.
+
+    Autocast's part in the ops is done before they come here.
+    """
+
+    @wraps(product)
+    def uncast(first: Tensor, *args, **kwargs) -> Tensor:
+        device_type = first.device.type
+        if not torch.is_autocast_enabled(device_type):
+            return product(first, *args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return product(first, *args, **kwargs)
+
+    return uncast
+
+
+@_without_autocast
 def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """``torch.matmul``, contiguous; arguments and errors as ``fastmm_op.matmul``.
 
@@ -53,6 +72,7 @@ def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     return torch.matmul(a, b).contiguous()
 
 
+@_without_autocast
 def linear(
     x: Tensor,
     weight: Tensor,

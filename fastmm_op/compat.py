@@ -93,9 +93,17 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def takes_short_path(a: Tensor, b: Tensor, *others: Tensor | None) -> bool:
     """Whether calling the CUDA implementation directly is the same as going through the dispatcher.
 
-    True only if nothing is listening: no autograd, autocast, tracing, functorch transform, dispatch
-    or function mode, profiler, tensor subclass, or lazily negated view. ``others`` are further
-    operands, None for those not given.
+    True only if neither autocast nor anything else is listening. ``others`` are further operands,
+    None for those not given.
+    """
+    return not torch.is_autocast_enabled("cuda") and only_autocast_listens(a, b, *others)
+
+
+def only_autocast_listens(a: Tensor, b: Tensor, *others: Tensor | None) -> bool:
+    """As ``takes_short_path``, of an op that autocast leaves alone.
+
+    True only if there is no autograd, tracing, functorch transform, dispatch or function mode,
+    profiler, tensor subclass, or lazily negated view.
     """
     return (
         HAVE_SHORT_PATH
@@ -104,7 +112,6 @@ def takes_short_path(a: Tensor, b: Tensor, *others: Tensor | None) -> bool:
         and a.is_cuda
         and b.is_cuda
         and not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-        and not torch.is_autocast_enabled("cuda")
         and not _len_torch_dispatch_stack()
         and not _is_torch_function_mode_enabled()
         and maybe_current_level() is None

@@ -7,7 +7,6 @@ would read past the end of a bfloat16 tensor that they take for float32.
 """
 
 from collections.abc import Callable
-from functools import wraps
 
 import torch
 from torch import Tensor
@@ -15,18 +14,21 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.flop_counter import register_flop_formula
 
 from fastmm_op import ops, ops_linear
+from fastmm_op.compat import only_autocast_listens
 
 
-def without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An implementation whose own calls of ATen cast nothing: what has no kernel goes on to it."""
+def straight_to_kernels(kernels: Callable[..., Tensor], op: Callable) -> Callable[..., Tensor]:
+    """An implementation for autograd's turn, which a compiled graph's call has nothing to ask of.
 
-    @wraps(implementation)
+    It need not go through the dispatcher again, which takes the host as long as all the rest. A
+    call that somebody listens to is ``op``'s.
+    """
+
     def impl(first: Tensor, *args, **kwargs) -> Tensor:
-        device_type = first.device.type
-        if not torch.is_autocast_enabled(device_type):
-            return implementation(first, *args, **kwargs)
-        with torch.autocast(device_type, enabled=False):
-            return implementation(first, *args, **kwargs)
+        if only_autocast_listens(first, *args):
+            return kernels(first, *args, **kwargs)
+        with torch.autocast(first.device.type, enabled=False):
+            return op(first, *args, **kwargs)
 
     return impl
 
@@ -39,13 +41,15 @@ def _register(op: torch._ops.OpOverloadPacket, page) -> None:
     in_graph = getattr(torch.ops.fastmm, name)
     cuda = page._triton_impl if ops.HAVE_TRITON else page._aten_impl
     cpu = page._triton_impl if ops.INTERPRETED else page._aten_impl
-    ops._lib.impl(name, without_autocast(cuda), "CUDA")
-    ops._lib.impl(name, without_autocast(cpu), "CPU")
+    ops._lib.impl(name, cuda, "CUDA")
+    ops._lib.impl(name, cpu, "CPU")
     torch.library.register_fake(f"fastmm::{name}", page._fake, lib=ops._lib)
     # Compilers differentiate before they trace; this is for whoever runs a graph as it is.
     torch.library.register_autograd(
         f"fastmm::{name}", page._backward, setup_context=page._setup_context, lib=ops._lib
     )
+    straight = straight_to_kernels(cuda, op.default)
+    ops._lib.impl(name, straight, "AutogradCUDA")
     # That formula takes tensors as it is: registering it for the op has wrapped it.
     register_flop_formula(in_graph, get_raw=True)(page._flops)
 

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 from fastmm_op import aten, contract, ops_linear
 from fastmm_op.derivative import linear_gradients
 from fastmm_op.ops import HAVE_TRITON, INTERPRETED, _lib, _matmul
-from fastmm_op.ops_graph import without_autocast
 
 # weight: (N, K). source: an alias of it, made with the copy. version: the weight's, then.
 _lib.define(
@@ -56,8 +55,8 @@ def _aten_impl(
     return aten.linear(x, weight, bias, None, "none", precision)
 
 
-_lib.impl("linear_prepacked", without_autocast(_triton_impl if HAVE_TRITON else _aten_impl), "CUDA")
-_lib.impl("linear_prepacked", without_autocast(_triton_impl if INTERPRETED else _aten_impl), "CPU")
+_lib.impl("linear_prepacked", _triton_impl if HAVE_TRITON else _aten_impl, "CUDA")
+_lib.impl("linear_prepacked", _triton_impl if INTERPRETED else _aten_impl, "CPU")
 
 
 @torch.library.register_fake("fastmm::linear_prepacked", lib=_lib)

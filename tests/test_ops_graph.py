@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmm_op
+from fastmm_op import ops_graph
 
 op = torch.ops.fastmm.matmul_in_graph.default
 linear = torch.ops.fastmm.linear_in_graph.default
@@ -104,3 +105,24 @@ def test_autocast_leaves_linear_alone(device) -> None:
     with torch.autocast(device, dtype=torch.bfloat16):
         assert torch.equal(linear(*args, **HOW), want)
         assert torch.ops.fastmm.linear(*args).dtype is torch.bfloat16, "unlike the op itself"
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_call_that_nobody_listens_to_goes_straight_to_the_kernels(monkeypatch, listens) -> None:
+    monkeypatch.setattr(ops_graph, "only_autocast_listens", lambda *tensors: not listens)
+    called = []
+
+    def record(name: str):
+        return lambda *args, **kwargs: called.append(
+            (name, args, kwargs, torch.is_autocast_enabled("cpu"))
+        )
+
+    straight = ops_graph.straight_to_kernels(record("kernels"), record("op"))
+    a, b = inputs("cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        straight(a, b, precision="fp32")
+    want = ("op", False) if listens else ("kernels", True)
+    ((name, args, kwargs, autocast),) = called
+    assert (name, autocast) == want
+    assert args == (a, b)
+    assert kwargs == {"precision": "fp32"}

@@ -55,8 +55,11 @@ RATES = {
     ),
 }
 
-# Tiles in which cuBLAS spreads C over the card: TF32's are twice as wide on aligned operands.
-TILE, TF32_TILE = (128, 128), (128, 256)
+# Tiles in which cuBLAS spreads C over the card. TF32's are twice as wide on aligned operands; of
+# aligned 16 bits there are many, of which it takes one that leaves few SMs idle (Hopper's, by the
+# kernels' names in benchmarks/results/NVIDIA_H200/gpt2_bf16_2026-11-28.txt).
+TILES = {"misaligned": ((128, 128),), "tf32": ((128, 256),)}
+TILES["half"] = ((128, 128), (128, 160), (128, 192), (128, 256), (192, 128), (192, 192), (256, 128))
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
 # As BANDWIDTH, where a product of a few rows reads elements one by one: the H200's rates, as shares
@@ -170,18 +173,23 @@ def cublas_seconds(problem: Problem) -> float:
     """The product as it is: arithmetic in whole waves of tiles, or traffic."""
     arch = problem.arch
     aligned_to = alignment(problem)
-    wide = kind(problem) == "tf32" and aligned_to == COPY_BYTES
-    block_m, block_n = TF32_TILE if wide else TILE
-    waves = cdiv(problem.M, block_m) * cdiv(problem.N, block_n) * problem.batch / arch.sms
-    if waves < 1:
-        splits = min(int(1 / waves), max(1, problem.K // MIN_SPLIT_K))
-        busy = waves * splits
-    else:
-        busy = waves / ceil(waves)
+    tiles = TILES["misaligned"]
+    if aligned_to == COPY_BYTES:
+        tiles = TILES.get(kind(problem), tiles)
+    busy = max(busy_share(problem, *tile) for tile in tiles)
     arithmetic = problem.flops / (flops_rate(problem, aligned_to) * busy)
     moving = traffic(problem) / (bandwidth_share(problem) * arch.bandwidth)
     both = max(arithmetic, moving) + IMPERFECT_OVERLAP * min(arithmetic, moving)
     return arch.launch_seconds + both
+
+
+def busy_share(problem: Problem, block_m: int, block_n: int) -> float:
+    """The part of the card's arithmetic that makes C in such tiles: they come in whole waves."""
+    covered = cdiv(problem.M, block_m) * cdiv(problem.N, block_n) * problem.batch
+    waves = covered / problem.arch.sms
+    if waves >= 1:
+        return waves / ceil(waves)
+    return waves * min(int(1 / waves), max(1, problem.K // MIN_SPLIT_K))
 
 
 def padded(problem: Problem, static: tuple[bool, bool, bool]) -> Problem:
