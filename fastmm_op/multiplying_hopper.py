@@ -74,9 +74,8 @@ def gemm_hopper_launch(
     by_tma = of_a == 1 and by_class and stores_are_aligned(problem, choice)
     by_tma = by_tma and not epilogue.residual
     streams = by_tma and classes == 1 and c_is_streamed(problem, choice)
-    if by_tma:
-        slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
     if by_tma and not streams:
+        slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
         shape = (choice.split * batch, M // classes, long_row)
         strides = (M // classes * long_row, long_row, 1)
         c_desc = Descriptor(target, shape, strides, (1, 64, slice_n))
@@ -169,7 +168,7 @@ def gemm_tf32_hopper_launch(
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
             "STREAMS": rounds and c_is_streamed(problem, choice),
-            "SLICE_N": 32,
+            "SLICE_N": hopper_slice_columns(epilogue) if rounds else 32,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),

@@ -69,8 +69,10 @@ def tf32_hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     ring = tile.num_stages * ring_slot(problem, choice)
     copies = CONVERTED_SLOTS * parts * tile.block_n * tile.block_k * 4
     barriers = 2 * 8 * (tile.num_stages + CONVERTED_SLOTS)
+    # Without a converter there is room for one of each consumer on its way to being stored.
+    slices = 0 if parts else 2 * 64 * 64 * 4
     captured_arguments = 512
-    return ring + copies + barriers + captured_arguments
+    return ring + copies + barriers + slices + captured_arguments
 
 
 def ring_slot(problem: Problem, choice: Choice) -> int:

@@ -366,7 +366,7 @@ def consumer(
                 if c_desc is None:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
                                 stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, True)  # fmt: skip
+                                STREAMS, CLASSES == 1)  # fmt: skip
                 elif CLASSES == 1:
                     copy_slice(c_desc, c_smem, x, z, row0, col, i, ACTIVATION)
                 elif is_whole(in_class, col0, N, BLOCK_N):
@@ -375,7 +375,7 @@ def consumer(
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
                                 stride_cm, None, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, True)  # fmt: skip
+                                STREAMS, False)  # fmt: skip
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
 

@@ -277,12 +277,13 @@ def consumer(
                 if bias_ptr is not None:
                     x += load_bias_of_rows(bias_ptr, row0, M, SLICE)
                 store_transposed(c_z, x, row0, col0 + i * SLICE_N, M, N, stride_cm, residual_z,
-                                 ACTIVATION, STREAMS)  # fmt: skip
+                                 ALIGNED, ACTIVATION, STREAMS)  # fmt: skip
             else:
                 if bias_ptr is not None:
                     x += load_bias(bias_ptr, col0 + i * SLICE_N, 0, N, SLICE_N, SLICE)
                 store_slice(c_z, x, row0, 1, False, col0 + i * SLICE_N, 0, M, N, stride_cm,
-                            residual_z, ALIGNED, 1, ACTIVATION, STREAMS, False)  # fmt: skip
+                            residual_z, ALIGNED, 1, ACTIVATION, STREAMS,
+                            not CONVERTS)  # fmt: skip
 
 
 SIZES = ["M", "N", "K", "batch", "split_k"]
@@ -310,7 +311,7 @@ def gemm_tf32_hopper_kernel(
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
     TRANSPOSED: C is (batch, N, M) in memory, its rows stride_cm apart. ALIGNED: these start on
-    16-byte boundaries, which is asked if not TRANSPOSED. SLICE_N: columns of the tile that are
+    16-byte boundaries. SLICE_N: columns of the tile that are
     finished and stored at a time. STREAMS: as kernels/hopper_store.py has it.
     """
     let_next_start(LETS_NEXT)

@@ -21,15 +21,26 @@ def split_columns(x, PARTS: gl.constexpr):
 def store_layout(mma_layout, bits, aligned, rearranged, columns):
     """How a slice of C lies in registers when it is stored.
 
-    Unaligned rows may be rearranged through shared memory, so that a warp writes one row's
-    consecutive columns. fp32 goes straight from the wgmma layout, whose quads write whole 32-byte
-    sectors; 16-bit elements would fill half sectors, so they are rearranged to 16 bytes a thread.
+    A warp writes long stretches of rows, 16 bytes a thread where rows start on 16-byte boundaries:
+    memory takes 4 GB of them in 1.05 to 1.19 ms, and 1.5 ms straight from the wgmma layout, whose
+    warps write 32 bytes of eight rows (benchmarks/results/NVIDIA_H200/storing_2026-11-28.txt).
+    fp32 may go that way all the same, where shared memory or registers have no room for another.
     """
-    if rearranged and not aligned:
-        return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
-    if bits == 32:
+    if bits == 32 and not rearranged:
         return mma_layout
-    return gl.BlockedLayout([1, 8], [256 // columns, columns // 8], [4, 1], [1, 0])
+    if not aligned:
+        return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
+    vector = 128 // bits
+    along = min(32, columns // vector)
+    return gl.BlockedLayout([1, vector], [32 // along, along], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def transposed_store_layout(aligned):
+    """As store_layout, where rows of the slice are columns of C."""
+    if not aligned:
+        return gl.BlockedLayout([1, 1], [32, 1], [1, 4], [0, 1])
+    return gl.BlockedLayout([4, 1], [16, 2], [1, 4], [0, 1])
 
 
 @gluon.jit
@@ -58,7 +69,7 @@ def store_slice(
 
     Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
     boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
-    told that nobody will read C soon. REARRANGED: as store_layout.
+    told that nobody will read C soon. REARRANGED: through shared memory, as store_layout has it.
     """
     c_type: gl.constexpr = c_ptr.dtype.element_ty
     SLICE_N: gl.constexpr = x.shape[1]
@@ -99,23 +110,35 @@ def store_slice(
 @gluon.jit
 def store_transposed(
     c_ptr, x, row0, col0, M, N, stride_cm, residual_ptr,
-    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+    ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
 ):  # fmt: skip
-    """Writes activation(x) + residual to C, of which x (64, SLICE_N) is transposed.
+    """As store_slice, REARRANGED, of a C of which x (64, SLICE_N) is transposed.
 
-    Eight threads hold neighbours along C's rows: whole 32-byte sectors of fp32, if 8 divides M.
     M and N are x's sizes, stride_cm is between C's rows.
     """
-    layout: gl.constexpr = x.type.layout
+    layout: gl.constexpr = transposed_store_layout(ALIGNED)
     SLICE_N: gl.constexpr = x.shape[1]
-    y = activated(x, ACTIVATION, c_ptr.dtype.element_ty)
-    rows = row0 + gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
+    y = gl.convert_layout(activated(x, ACTIVATION, c_ptr.dtype.element_ty), layout)
+    offs = gl.expand_dims(gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout)), 1)
     cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
-    offsets = gl.expand_dims(rows, 1) + gl.expand_dims(cols.to(gl.int64) * stride_cm, 0)
-    mask = gl.expand_dims(rows < M, 1) & gl.expand_dims(cols < N, 0)
-    if residual_ptr is not None:
-        y = add_residual(y, gl.load(residual_ptr + offsets, mask=mask, other=0.0))
-    gl.store(c_ptr + offsets, y, mask=mask, cache_modifier=".cs" if STREAMS else "")
+    starts = cols.to(gl.int64) * stride_cm + row0
+    modifier: gl.constexpr = ".cs" if STREAMS else ""
+    if (row0 + WARPGROUP_M <= M) & (col0 + SLICE_N <= N):
+        targets = c_ptr + starts
+        if ALIGNED:
+            targets = gl.multiple_of(targets, 16)  # bytes
+        if residual_ptr is not None:
+            sources = residual_ptr + starts
+            if ALIGNED:
+                sources = gl.multiple_of(sources, 16)
+            y = add_residual(y, gl.load(gl.expand_dims(sources, 0) + offs))
+        gl.store(gl.expand_dims(targets, 0) + offs, y, cache_modifier=modifier)
+    else:
+        mask = (row0 + offs < M) & gl.expand_dims(cols < N, 0)
+        places = gl.expand_dims(starts, 0) + offs
+        if residual_ptr is not None:
+            y = add_residual(y, gl.load(residual_ptr + places, mask=mask, other=0.0))
+        gl.store(c_ptr + places, y, mask=mask, cache_modifier=modifier)
 
 
 @gluon.jit
