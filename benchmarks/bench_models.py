@@ -190,7 +190,8 @@ def table(results: dict) -> Table:
             gain = f"{min(others) / times['fastmm']:.2f}"
         ours = rows.get("fastmm", {})
         taken = f"{ours['products_taken']} of {ours['products']}" if "products" in ours else "-"
-        cells = [f"{times[name]:.3f}" if name in times else "failed" for name in names]
+        missing = {name: "failed" if name in rows else "-" for name in names}
+        cells = [f"{times[name]:.3f}" if name in times else missing[name] for name in names]
         found.add_row(workload, setting, *cells, gain, taken)
     return found
 

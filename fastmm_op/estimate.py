@@ -58,7 +58,7 @@ EXPOSED_STORES = 0.5
 # would give up a split that is the faster one (256 rows, 768 of 3072 features, prepack.txt there).
 HOPPER_SPLIT_SECONDS = 2e-6
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
-# slabs, 4216 without (benchmarks/results/NVIDIA_H200: matmul_fp32, suite_fp32_2026-11-24).
+# slabs, 4216 without (benchmarks/results/NVIDIA_H200/suite_fp32_2026-11-25.json and -24).
 SLAB_STORES = 1.0
 # What a program needs for its share of a tile beside the products: to fill its ring, and for stores
 # that no next tile hides.

@@ -13,16 +13,16 @@ from fastmm_op.choices import (
 from fastmm_op.epilogue import epilogue_pointers, hopper_slice_columns, product_epilogue
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.packing import GemmOperand
-from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Epilogue, Problem, cdiv, round_up
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
 from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
-# Of a K so short stores take longest. They are 1 to 14 % faster then without TMA, and marked as not
+# Of a K so short stores take longest. They are 3 to 20 % faster then without TMA, and marked as not
 # to be read soon; with K of 512 and more they are slower
-# (benchmarks/results/NVIDIA_H100_80GB_HBM3/streamed_2026-11-27.txt).
+# (benchmarks/results/NVIDIA_H200/storing_2026-11-28.txt).
 LARGEST_STREAMED_K = 256
 
 
@@ -83,6 +83,9 @@ def gemm_hopper_launch(
     stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
     freed = (tile.num_stages - stages) * ring_slot(problem, choice)
     buffers = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
+    # Stores of 512 bytes of a row are 3 % faster than of 256 (storing_2026-11-28.txt), if they fit.
+    if streams and epilogue == Epilogue() and target.dtype == "fp32":
+        slice_n *= 2 if freed >= 2 * 64 * slice_n * 4 else 1
     slices = tile.block_n // slice_n
     c_buffers = max(n for n in (1, 2, 4, 8) if n <= min(buffers, slices))
     return Launch(

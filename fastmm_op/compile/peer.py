@@ -1,8 +1,8 @@
 """What Inductor would do with a product by itself, in seconds: cuBLAS, or cuBLAS on padded copies.
 
 Pure arithmetic on a Problem; no torch. The rates of sm_90 are fitted to torch.matmul's and
-Inductor's times in benchmarks/results/NVIDIA_H200/matmul.json. Those of sm_80 and sm_89 are
-predictions: this project has measured neither card.
+Inductor's times in benchmarks/results/NVIDIA_H200/suite_2026-11-25.json, tests hold them against
+later runs. Those of sm_80 and sm_89 are predictions: this project has measured neither card.
 """
 
 from dataclasses import dataclass, field, replace
