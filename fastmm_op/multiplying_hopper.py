@@ -1,6 +1,6 @@
 """The launches of Hopper's persistent kernels, which multiply what TMA brings them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fastmm_op.choices import (
     a_classes,
@@ -65,33 +65,11 @@ def gemm_hopper_launch(
     split = choice.tail_split if tail else choice.split
     work = whole + (count_tiles(problem, choice) - whole) * split
     epilogue = product_epilogue(problem, choice)
-    slice_n = hopper_slice_columns(epilogue)
-    c_desc = None
-    # TMA can store rows that are neighbours, or of one class; then it sees so many as a long one.
-    # Of 16 bits the wrapped columns' way needs shared memory too, which costs more than TMA gains.
-    long_row = classes * N
-    by_class = classes == 1 or (target.dtype == "fp32" and long_row < 2**31)
-    by_tma = of_a == 1 and by_class and stores_are_aligned(problem, choice)
-    by_tma = by_tma and not epilogue.residual
-    streams = by_tma and classes == 1 and c_is_streamed(problem, choice)
-    if by_tma and not streams:
-        slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
-        shape = (choice.split * batch, M // classes, long_row)
-        strides = (M // classes * long_row, long_row, 1)
-        c_desc = Descriptor(target, shape, strides, (1, 64, slice_n))
-    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
-    stages = min(tile.num_stages, max(2, 2 * cdiv(K, tile.block_k)))
-    freed = (tile.num_stages - stages) * ring_slot(problem, choice)
-    buffers = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
-    # Stores of 512 bytes of a row are 3 % faster than of 256 (storing_2026-11-28.txt), if they fit.
-    if streams and epilogue == Epilogue() and target.dtype == "fp32":
-        slice_n *= 2 if freed >= 2 * 64 * slice_n * 4 else 1
-    slices = tile.block_n // slice_n
-    c_buffers = max(n for n in (1, 2, 4, 8) if n <= min(buffers, slices))
+    stores = stores_of_c(problem, choice, target)
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
-        (a_desc, a_class_desc, b_desc, target, c_desc, tail, a.row_exp, b.row_exp)
+        (a_desc, a_class_desc, b_desc, target, stores.descriptor, tail, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
         + (M, N, K, batch, split, whole)
         + (a.row_stride if of_a > 1 else None, M * N, N)
@@ -100,7 +78,7 @@ def gemm_hopper_launch(
         {
             "BLOCK_N": tile.block_n,
             "GROUP_M": group_m(problem, choice),
-            "STAGES": stages,
+            "STAGES": stores.stages,
             "PARTS": 2 if a.lo_offset else 1,
             "A_CLASSES": of_a,
             "CLASSES": classes,
@@ -109,14 +87,69 @@ def gemm_hopper_launch(
             "SCALED": a.row_exp is not None and choice.split == 1,
             "ALIGNED": stores_are_aligned(problem, choice),
             "ACTIVATION": epilogue.activation,
-            "STREAMS": streams,
-            "SLICE_N": slice_n,
-            "C_BUFFERS": c_buffers if c_desc else 0,
+            "STREAMS": stores.streams,
+            "SLICE_N": stores.slice_n,
+            "C_BUFFERS": stores.buffers,
             "ONE_STEP": tile.block_k >= K,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
     )
+
+
+@dataclass(frozen=True)
+class Stores:
+    """How gemm_hopper gets a tile of C out, and what that leaves of shared memory.
+
+    Attributes:
+        descriptor: of C, for TMA to store it; None: the consumers do.
+        streams: whether they tell L2 that nobody will read C soon.
+        slice_n: columns that are finished and stored at a time.
+        buffers: of slices on TMA's way, each consumer's.
+        stages: of the ring of A and B.
+    """
+
+    descriptor: Descriptor | None
+    streams: bool
+    slice_n: int
+    buffers: int
+    stages: int
+
+
+def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
+    """By TMA where it can and is the faster way.
+
+    Args:
+        target: C, or the partial sums of a split.
+    """
+    tile, epilogue = choice.tile, product_epilogue(problem, choice)
+    classes = row_classes(problem, choice)
+    slice_n = hopper_slice_columns(epilogue)
+    # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
+    stages = min(tile.num_stages, max(2, 2 * cdiv(problem.K, tile.block_k)))
+    freed = (tile.num_stages - stages) * ring_slot(problem, choice)
+    # Rows that are neighbours, or of one class, which TMA sees as so many long ones. Of 16 bits
+    # wrapped columns need shared memory on their way, and a slot less of the ring for it costs more
+    # than TMA gains (benchmarks/results/NVIDIA_H200/class_stores_2026-11-28.txt).
+    long_row = classes * problem.N
+    by_class = classes == 1 or (target.dtype == "fp32" and long_row < 2**31)
+    by_tma = a_classes(problem, choice) == 1 and by_class and stores_are_aligned(problem, choice)
+    by_tma = by_tma and not epilogue.residual
+    streams = by_tma and classes == 1 and c_is_streamed(problem, choice)
+    if not by_tma or streams:
+        # Stores of 512 bytes of a row are 3 % faster than of 256 (NVIDIA_H200/
+        # storing_2026-11-28.txt), if they fit.
+        fits = 2 * slice_n <= tile.block_n and freed >= 2 * 64 * slice_n * 4
+        if fits and streams and epilogue == Epilogue() and target.dtype == "fp32":
+            slice_n *= 2
+        return Stores(None, streams, slice_n, 0, stages)
+    slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
+    shape = (choice.split * problem.batch, problem.M // classes, long_row)
+    strides = (problem.M // classes * long_row, long_row, 1)
+    fit = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
+    buffers = max(n for n in (1, 2, 4, 8) if n <= min(fit, tile.block_n // slice_n))
+    descriptor = Descriptor(target, shape, strides, (1, 64, slice_n))
+    return Stores(descriptor, False, slice_n, buffers, stages)
 
 
 def c_is_streamed(problem: Problem, choice: Choice) -> bool:

@@ -518,6 +518,28 @@ def test_what_mostly_stores_is_streamed(p, streams) -> None:
     assert by_tma == (product.kernel == "gemm_hopper" and not streams)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("k", [32, 64, 128, 256, 1024])
+@pytest.mark.parametrize("n", [8192, 8193])
+def test_slices_make_a_tile(n, k, dtype, precision) -> None:
+    """Of every tile, however short K is and whoever stores."""
+    for epilogue in (Epilogue(), Epilogue(True, "gelu"), Epilogue(residual=True)):
+        p = dataclasses.replace(
+            problem(8192, k, n, "NT", dtype, precision, arch="sm_90"), epilogue=epilogue
+        )
+        found = [c for c in choices(p) if c.tile.kernel in HOPPER_KERNELS]
+        assert found
+        for choice in found:
+            for step in write_plan(p, choice).launches:
+                if step.kernel in HOPPER_KERNELS:
+                    sizes = step.constexprs
+                    slices, rest = divmod(sizes["BLOCK_N"], sizes["SLICE_N"])
+                    assert slices >= 1
+                    assert rest == 0
+                    assert slices % (sizes.get("C_BUFFERS") or 1) == 0, "buffers take turns"
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 def test_sizes_of_zero_launch_nothing(arch) -> None:
     for m, k, n, batch in [(0, 5, 3, 1), (5, 0, 3, 1), (5, 3, 0, 1), (5, 3, 2, 0)]:
