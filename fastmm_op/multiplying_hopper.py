@@ -20,8 +20,8 @@ from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
 
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
-# Of a K so short stores take longest. They are 3 to 20 % faster then without TMA, and marked as not
-# to be read soon; with K of 512 and more they are slower
+# Of a K so short stores take longest. Without TMA, marked as not to be read soon, they save 4 % of
+# the time of 16384x256x16384, and more where K is shorter; of 512 and more they cost 3 to 8 %
 # (benchmarks/results/NVIDIA_H200/storing_2026-11-28.txt).
 LARGEST_STREAMED_K = 256
 
