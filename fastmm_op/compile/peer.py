@@ -58,8 +58,11 @@ RATES = {
 # Tiles in which cuBLAS spreads C over the card. TF32's are twice as wide on aligned operands; of
 # aligned 16 bits there are many, of which it takes one that leaves few SMs idle (Hopper's, by the
 # kernels' names in benchmarks/results/NVIDIA_H200/gpt2_bf16_2026-11-28.txt).
-TILES = {"misaligned": ((128, 128),), "tf32": ((128, 256),)}
-TILES["half"] = ((128, 128), (128, 160), (128, 192), (128, 256), (192, 128), (192, 192), (256, 128))
+TILES = ((128, 128),)
+ALIGNED_TILES = {
+    "tf32": ((128, 256),),
+    "half": ((128, 128), (128, 160), (128, 192), (128, 256), (192, 128), (192, 192), (256, 128)),
+}
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
 # As BANDWIDTH, where a product of a few rows reads elements one by one: the H200's rates, as shares
@@ -173,9 +176,9 @@ def cublas_seconds(problem: Problem) -> float:
     """The product as it is: arithmetic in whole waves of tiles, or traffic."""
     arch = problem.arch
     aligned_to = alignment(problem)
-    tiles = TILES["misaligned"]
+    tiles = TILES
     if aligned_to == COPY_BYTES:
-        tiles = TILES.get(kind(problem), tiles)
+        tiles = ALIGNED_TILES.get(kind(problem), TILES)
     busy = max(busy_share(problem, *tile) for tile in tiles)
     arithmetic = problem.flops / (flops_rate(problem, aligned_to) * busy)
     moving = traffic(problem) / (bandwidth_share(problem) * arch.bandwidth)

@@ -22,9 +22,9 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
                boundary; the columns this leaves at the left wrap around to the end of the class's
                last column tile. B's N is an outer TMA coordinate, free to start anywhere; its
-               buffer repeats its first rows after the last one for the wrapped columns. TMA, which
-               sees CLASSES rows of C as one, stores tiles in which nothing wraps. The last
-               M mod 128 CLASSES rows go the unaligned way.
+               buffer repeats its first rows after the last one for the wrapped columns. Of an fp32
+               C, tiles in which nothing wraps are stored by TMA, which sees CLASSES rows as one.
+               The last M mod 128 CLASSES rows go the unaligned way.
     unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
 A misaligned A is read as it is if it is K-major. Rows equal modulo A_CLASSES are misaligned alike,

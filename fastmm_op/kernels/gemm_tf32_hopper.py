@@ -311,8 +311,8 @@ def gemm_tf32_hopper_kernel(
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
     TRANSPOSED: C is (batch, N, M) in memory, its rows stride_cm apart. ALIGNED: these start on
-    16-byte boundaries. SLICE_N: columns of the tile that are
-    finished and stored at a time. STREAMS: as kernels/hopper_store.py has it.
+    16-byte boundaries. SLICE_N: columns of the tile that are finished and stored at a time.
+    STREAMS: as kernels/hopper_store.py has it.
     """
     let_next_start(LETS_NEXT)
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
