@@ -5,8 +5,9 @@ another ``gl`` beneath them: tensors are PyTorch's, layouts mean nothing, partit
 and mbarriers are what they wait on. So indices, masks, slots, phases, the two kinds of stores and
 the sums over K are tested without a GPU; what is not is the compiler, memory ordering, and time.
 
-TMA's copies and wgmma happen where they are asked for. Shared memory and barriers start undefined:
-what is read too early is NaN, and who waits for what never comes fails.
+TMA's copies and wgmma happen where they are asked for. Shared memory starts undefined: what is read
+too early is NaN. Who waits for what never comes fails, and so does who stores where something else
+than NaN is: nothing is stored twice.
 """
 
 import builtins
@@ -19,9 +20,6 @@ import torch
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.problem import COPY_BYTES, cdiv
 
-TORCH_DTYPES = {
-    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int32": torch.int32,
-}  # fmt: skip
 WAIT_SECONDS = 60
 BARRIERS = object()  # the layout of shared memory that holds mbarriers
 
@@ -183,7 +181,7 @@ class Tensor:
 
     def write(self, start: list[int], box: torch.Tensor) -> None:
         places, there = self.places(start)
-        self.memory[places[there]] = box[there]
+        put(self.memory, places[there], box[there])
 
 
 def rounded_to_tf32(x: torch.Tensor) -> torch.Tensor:
@@ -203,13 +201,26 @@ def load(addresses: Addresses, mask=True, other=0.0) -> Values:
 def store(addresses: Addresses, x: torch.Tensor, mask=True, cache_modifier: str = "") -> None:
     mask, places = addresses.picked(mask)
     x = x.as_subclass(torch.Tensor).expand(mask.shape)
-    addresses.buffer[places] = x[mask].to(addresses.buffer.dtype)
+    put(addresses.buffer, places, x[mask].to(addresses.buffer.dtype))
+
+
+def put(buffer: torch.Tensor, places: torch.Tensor, x: torch.Tensor) -> None:
+    assert buffer[places].isnan().all(), "nothing is stored twice"
+    buffer[places] = x
 
 
 def where(condition, x, y):
     if any(isinstance(arg, torch.Tensor) for arg in (condition, x, y)):
         return torch.where(torch.as_tensor(condition), x, y)
     return number(x if condition else y)
+
+
+def maximum(x, y):
+    return torch.maximum(x, torch.as_tensor(y, dtype=x.dtype))
+
+
+def minimum(x, y):
+    return torch.minimum(x, torch.as_tensor(y, dtype=x.dtype))
 
 
 def multiple_of(addresses: Addresses, multiple: int) -> Addresses:
@@ -372,14 +383,6 @@ class Program:
                 found[name] = getattr(value, "value", value)
             found |= self.names
         return self.modules[key]
-
-
-def maximum(x, y):
-    return torch.maximum(x, torch.as_tensor(y, dtype=x.dtype))
-
-
-def minimum(x, y):
-    return torch.minimum(x, torch.as_tensor(y, dtype=x.dtype))
 
 
 def run(step: Launch, kernel, memory: Callable[[Pointer], torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ def run(plan: Plan, **buffers: Tensor | None) -> None:
     workspace = torch.full((plan.workspace_bytes,), 0xFF, dtype=torch.uint8)  # NaN
 
     def memory(pointer: Pointer) -> Tensor:
-        dtype = gluon_on_tensors.TORCH_DTYPES[pointer.dtype]
+        dtype = running.TORCH_DTYPES[pointer.dtype]
         if pointer.buffer == "workspace":
             size = pointer.elements * ITEMSIZE[pointer.dtype]
             return workspace[pointer.offset :][:size].view(dtype)
@@ -55,9 +55,9 @@ def ways(problem: Problem) -> Iterator[Choice]:
     for choice in choices(problem):
         tile = choice.tile
         shared = choice.split > 1, choice.tail_split > 1
-        # Of tiles that programs share one width is enough: packing is what takes long here.
-        width = 0 if any(shared) else tile.block_n
-        way = tile.kernel, width, choice.pack_a, choice.pack_b, shared
+        # Of one width, where interpreted kernels pack before or add after: they take long here.
+        width = 0 if any(shared) or choice.pack_a else tile.block_n
+        way = tile.kernel, width, tile.num_stages == 2, choice.pack_a, choice.pack_b, shared
         if tile.kernel in HOPPER_KERNELS and choice.slabs == 1 and way not in seen:
             seen.add(way)
             yield choice
@@ -105,6 +105,25 @@ def test_batch(dtype, precision) -> None:
         *product(40, 264 if dtype == "fp16" else 136, 72, dtype, "NT", batch=2), precision
     )
     assert any(choice.split > 1 for choice in found)
+
+
+@pytest.mark.parametrize("epilogue", [NONE, Epilogue(residual=True)], ids=str)
+def test_rows_of_c_are_misaligned_and_those_of_b_are_not(epilogue) -> None:
+    a, b = product(140, 40, 264, "fp32", "NN")
+    found = check(a, b[..., :262], "tf32", epilogue=epilogue)
+    assert any(choice.tile.kernel == "gemm_tf32_hopper" for choice in found)
+
+
+@pytest.mark.parametrize("n", [136, 137])
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_last_tiles_are_shared(precision, n) -> None:
+    """Whose sums are scaled after they are added."""
+    a, b = product(140 if n == 136 else 520, 264, n, "fp32", "NT")
+    problem = launch.describe(a, b, precision, FEW_SMS)
+    choice = next(c for c in choices(problem) if c.tail_split > 1)
+    out = torch.full((1, *a.shape[1:2], n), torch.nan)
+    run(write_plan(problem, choice), a=a, b=b, c=out)
+    assert_accurate(out, a, b, precision, what=str(choice))
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
