@@ -11,6 +11,7 @@ than NaN is: nothing is stored twice.
 """
 
 import builtins
+import queue
 import threading
 from collections.abc import Callable
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -346,22 +347,20 @@ class Program:
     @staticmethod
     def specialize(partitions: list, warps: list[int], registers: list[int]) -> None:
         """All partitions at once; the first that fails is what this raises."""
-        failed = []
+        ended = queue.SimpleQueue()
 
         def run(function: Callable, args: tuple) -> None:
             try:
-                function(*args)
+                ended.put(function(*args))
             except BaseException as error:  # whoever waits for this thread has to be told
-                failed.append(error)
+                ended.put(error)
 
-        threads = [threading.Thread(target=run, args=each, daemon=True) for each in partitions]
-        for thread in threads:
-            thread.start()
-        while not failed and any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(0.01)
-        if failed:
-            raise failed[0]
+        for each in partitions:
+            threading.Thread(target=run, args=each, daemon=True).start()
+        for _ in partitions:
+            outcome = ended.get()
+            if outcome is not None:
+                raise outcome
 
     def port(self, jitted) -> FunctionType:
         """A function of a kernel module as Python that finds these names."""
