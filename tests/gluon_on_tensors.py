@@ -13,13 +13,13 @@ than NaN is: nothing is stored twice.
 import builtins
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType, ModuleType, SimpleNamespace
 
 import torch
 
 from fastmm_op.launches import Descriptor, Launch, Pointer
-from fastmm_op.problem import COPY_BYTES, cdiv
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, cdiv
 
 WAIT_SECONDS = 60
 BARRIERS = object()  # the layout of shared memory that holds mbarriers
@@ -154,6 +154,21 @@ class Barriers:
         return self.all[i]
 
 
+def box_places(descriptor: Descriptor, start: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a box: elements' offsets, and which of them the tensor has; it starts where TMA can."""
+    itemsize = ITEMSIZE[descriptor.pointer.dtype]
+    assert start[-1] * itemsize % COPY_BYTES == 0
+    assert all(stride * itemsize % COPY_BYTES == 0 for stride in descriptor.strides[:-1])
+    offsets, there = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
+    for first, size, stride, box in zip(
+        start, descriptor.shape, descriptor.strides, descriptor.box, strict=True
+    ):
+        along = first + torch.arange(box)
+        offsets = offsets[..., None] + along * stride
+        there = there[..., None] & (along >= 0) & (along < size)
+    return offsets[0], there[0]
+
+
 class Tensor:
     """What a TMA descriptor describes."""
 
@@ -162,26 +177,14 @@ class Tensor:
         self.dtype, self.layout = memory.dtype, None
         self.block_shape = list(descriptor.box)
 
-    def places(self, start: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a box: elements' offsets, and which of them the tensor has."""
-        assert start[-1] * self.memory.itemsize % COPY_BYTES == 0
-        offsets, there = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
-        shape, strides = self.descriptor.shape, self.descriptor.strides
-        assert all(stride * self.memory.itemsize % COPY_BYTES == 0 for stride in strides[:-1])
-        for first, size, stride, box in zip(start, shape, strides, self.block_shape, strict=True):
-            along = first + torch.arange(box)
-            offsets = offsets[..., None] + along * stride
-            there = there[..., None] & (along >= 0) & (along < size)
-        return offsets[0], there[0]
-
     def read(self, start: list[int]) -> torch.Tensor:
-        places, there = self.places(start)
+        places, there = box_places(self.descriptor, start)
         found = torch.zeros(there.shape, dtype=self.dtype)
         found[there] = self.memory[places[there]]
         return rounded_to_tf32(found) if self.descriptor.rounds else found
 
     def write(self, start: list[int], box: torch.Tensor) -> None:
-        places, there = self.places(start)
+        places, there = box_places(self.descriptor, start)
         put(self.memory, places[there], box[there])
 
 
@@ -231,11 +234,9 @@ def multiple_of(addresses: Addresses, multiple: int) -> Addresses:
 
 
 def expand_dims(x, dim: int):
-    return (
-        Addresses(x.buffer, x.offsets.unsqueeze(dim))
-        if isinstance(x, Addresses)
-        else x.unsqueeze(dim)
-    )
+    if isinstance(x, Addresses):
+        return Addresses(x.buffer, x.offsets.unsqueeze(dim))
+    return x.unsqueeze(dim)
 
 
 def tensor_core_operand(x) -> torch.Tensor:

@@ -6,36 +6,24 @@ arithmetic: here they run as Python.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FunctionType, SimpleNamespace
+from functools import cache
+from types import FunctionType
 
 import torch
 
 from fastmm_op.launches import Launch
 from fastmm_op.problem import cdiv
+from gluon_on_tensors import Number, Program
 
 BLOCK_M, BLOCK_K = 128, 64
 
 
-class Integer(int):
-    """An integer as kernels have them."""
-
-    def __mod__(self, other: int) -> "Integer":
-        return Integer(int(self) % other)
-
-    def to(self, dtype) -> "Integer":
-        return self
-
-
+@cache
 def as_python(name: str) -> FunctionType:
     """A scalar function of kernels/gemm_hopper.py that Python runs."""
     from fastmm_op.kernels import gemm_hopper
 
-    gl = SimpleNamespace(where=lambda c, x, y: x if c else y, cdiv=cdiv, int32=None)
-    names = {"gl": gl, "BLOCK_M": BLOCK_M, "BLOCK_K": BLOCK_K}
-    for called in ("lead_of", "share_of"):
-        function = getattr(gemm_hopper, called).fn
-        names[called] = FunctionType(function.__code__, names)
-    return FunctionType(getattr(gemm_hopper, name).fn.__code__, names)
+    return Program(0, 1).port(getattr(gemm_hopper, name))
 
 
 def arguments(step: Launch) -> dict:
@@ -85,7 +73,7 @@ def work_items(step: Launch) -> Iterator[Item]:
                 work, tiles_m, tiles_n, arg["batch"], whole, split_k, arg["GROUP_M"], tail
             )
             row0, row_step, _, shift = as_python("tile_rows")(
-                pid_m, m, Integer(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
+                pid_m, m, Number(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
             )
             lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
             first, last = as_python("k_range")(part, k + lead, parts)

@@ -8,10 +8,11 @@ import torch
 
 from fastmm_op.arch import ARCHES
 from fastmm_op.choices import choices, row_classes
-from fastmm_op.launches import Descriptor, Launch
+from fastmm_op.launches import Launch
 from fastmm_op.plan import write_plan
-from fastmm_op.problem import ITEMSIZE, problem_of
-from hopper_items import BLOCK_M, Integer, arguments, as_python, work_items
+from fastmm_op.problem import problem_of
+from gluon_on_tensors import Number, box_places
+from hopper_items import BLOCK_M, arguments, as_python, work_items
 
 # Whole tiles of each class, and rows that are left.
 SIZES = [(1030, 70, 515), (1024, 64, 257), (2100, 130, 1030)]
@@ -23,22 +24,6 @@ def class_steps(m: int, k: int, n: int, dtype: str = "fp32") -> list[Launch]:
     p = problem_of(m, k, n, **how, arch=ARCHES["sm_90"])
     plans = (write_plan(p, c) for c in choices(p) if row_classes(p, c) > 1)
     return [s for plan in plans for s in plan.launches if s.kernel == "gemm_hopper"]
-
-
-def elements(descriptor: Descriptor, start: tuple[int, ...]) -> torch.Tensor:
-    """Where in memory TMA puts a box, element by element; it starts where TMA can."""
-    itemsize = ITEMSIZE[descriptor.pointer.dtype]
-    assert start[-1] * itemsize % 16 == 0
-    assert all(stride * itemsize % 16 == 0 for stride in descriptor.strides[:-1])
-    places = torch.zeros(1, dtype=torch.int64)
-    for first, size, box, stride in zip(
-        start, descriptor.shape, descriptor.box, descriptor.strides, strict=True
-    ):
-        along = first + torch.arange(box)
-        assert first >= 0
-        assert along[-1] < size, "nothing is left out"
-        places = places[..., None] + along * stride
-    return places[0, 0]
 
 
 def test_consumers_store_16_bit_rows_of_a_class() -> None:
@@ -63,9 +48,11 @@ def test_tma_writes_where_rows_and_columns_say(m, k, n) -> None:
             for index in range(2):
                 row0 = item.row0 + row_step * (index * BLOCK_M // 2)
                 for col in range(item.col0, item.col0 + block_n, slice_n):
-                    place = as_python("in_long_rows")(Integer(row0), col, n, classes)
+                    place = as_python("in_long_rows")(Number(row0), col, n, classes)
                     rows = item.rows[index * BLOCK_M // 2 :][: BLOCK_M // 2]
                     columns = item.columns[col - item.col0 :][:slice_n]
                     want = rows[:, None] * n + columns
-                    assert torch.equal(elements(arg["c_desc"], (item.z, *place)), want)
+                    places, there = box_places(arg["c_desc"], (item.z, *place))
+                    assert there.all(), "nothing is left out"
+                    assert torch.equal(places[0], want)
     assert by_tma
