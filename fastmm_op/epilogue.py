@@ -34,7 +34,7 @@ def slice_columns(problem: Problem, epilogue: Epilogue, tile: Tile) -> int:
 
 
 def hopper_slice_columns(epilogue: Epilogue) -> int:
-    """Columns that gemm_hopper_kernel finishes and stores at a time, beside its accumulator."""
+    """Columns that Hopper's kernels finish and store at a time, beside their accumulators."""
     return 64 if epilogue == NONE else 32
 
 

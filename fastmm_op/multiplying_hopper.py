@@ -10,10 +10,10 @@ from fastmm_op.choices import (
     stores_are_aligned,
     whole_tiles,
 )
-from fastmm_op.epilogue import epilogue_pointers, hopper_slice_columns, product_epilogue
+from fastmm_op.epilogue import NONE, epilogue_pointers, hopper_slice_columns, product_epilogue
 from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.packing import GemmOperand
-from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Epilogue, Problem, cdiv, round_up
+from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
 from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
@@ -21,8 +21,9 @@ from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
 # TMA's boxes are at most so wide along memory where shared memory is swizzled.
 TMA_BOX_BYTES = 128
 # Of a K so short stores take longest. Without TMA, marked as not to be read soon, they save 4 % of
-# the time of 16384x256x16384, and more where K is shorter; of 512 and more they cost 3 to 8 %
-# (benchmarks/results/NVIDIA_H200/storing_2026-11-28.txt).
+# the time of 16384x256x16384, and cost 3 to 8 % where K is 512 and more (benchmarks/results/
+# NVIDIA_H200/storing_2026-11-28.txt); of 32768x64x32768 they saved 5 % even from the accumulators
+# (NVIDIA_H100_80GB_HBM3/streamed_2026-11-27.txt, D).
 LARGEST_STREAMED_K = 256
 
 
@@ -140,7 +141,7 @@ def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
         # Stores of 512 bytes of a row are 3 % faster than of 256 (NVIDIA_H200/
         # storing_2026-11-28.txt), if they fit.
         fits = 2 * slice_n <= tile.block_n and freed >= 2 * 64 * slice_n * 4
-        if fits and streams and epilogue == Epilogue() and target.dtype == "fp32":
+        if fits and streams and epilogue == NONE and target.dtype == "fp32":
             slice_n *= 2
         return Stores(None, streams, slice_n, 0, stages)
     slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])

@@ -20,8 +20,7 @@ from fastmm_op.compat import only_autocast_listens
 def straight_to_kernels(kernels: Callable[..., Tensor], op: Callable) -> Callable[..., Tensor]:
     """An implementation for autograd's turn, which a compiled graph's call has nothing to ask of.
 
-    It need not go through the dispatcher again, which takes the host as long as all the rest. A
-    call that somebody listens to is ``op``'s.
+    It need not go through the dispatcher again. A call that somebody listens to is ``op``'s.
     """
 
     def impl(first: Tensor, *args, **kwargs) -> Tensor:

@@ -16,7 +16,7 @@ which hand slots to each other through the mbarriers `full` and `empty`, the sch
 
     aligned    C's rows start on 16-byte boundaries: TMA stores slices of a tile from shared memory,
                a few on their way at a time; or, where a residual is added to them or little else
-               is done (STREAMS), consumers store whole 32-byte sectors.
+               is done (STREAMS), consumers store them, rearranged (kernels/hopper_store.py).
     classes    C's rows do not, and sectors would be straddled. Rows equal modulo
                CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
@@ -411,7 +411,7 @@ def gemm_hopper_kernel(
     have a row more than the others, which have theirs in a_class_desc.
     whole: tiles before the tail. split_k: programs that share a tile of the tail or, without one,
     every tile.
-    SLICE_N: columns of C that are finished and stored at a time: 32, or 64 if TMA can.
+    SLICE_N: columns of C that are finished and stored at a time.
     """
     let_next_start(LETS_NEXT)
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")

@@ -22,8 +22,9 @@ def store_layout(mma_layout, bits, aligned, rearranged, columns):
     """How a slice of C lies in registers when it is stored.
 
     A warp writes long stretches of rows, 16 bytes a thread where rows start on 16-byte boundaries:
-    memory takes 4 GB of them in 1.05 to 1.19 ms, and 1.5 ms straight from the wgmma layout, whose
-    warps write 32 bytes of eight rows (benchmarks/results/NVIDIA_H200/storing_2026-11-28.txt).
+    an H200 takes 4.29 GB of them in 1.05 to 1.19 ms, and in 1.5 straight from the wgmma layout,
+    whose warps write 32 bytes of eight rows (benchmarks/results/NVIDIA_H200/
+    storing_2026-11-28.txt).
     fp32 may go that way all the same, where shared memory or registers have no room for another.
     """
     if bits == 32 and not rearranged:
