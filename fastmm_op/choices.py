@@ -47,8 +47,9 @@ MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
 MAX_COLUMN_IN_REGISTERS = 1024
 SLAB_ALIGNMENT = 64
-# Programs that may share each tile of a last, partly filled wave.
+# Programs that may share each tile of a last, partly filled wave, or of an edge.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
+EDGE_SPLITS = (1, 2, 4)
 
 
 def choices(problem: Problem) -> Iterator[Choice]:
@@ -89,6 +90,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if chain_is_short(problem, kind, split, tile.kernel):
                     yield choice
                     yield from tail_splits(problem, choice)
+                    yield from with_edge(problem, choice, kind)
                 yield from in_slabs(problem, choice)
     yield from in_b_classes(problem)
 
@@ -270,25 +272,66 @@ def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
             yield shared
 
 
+def with_edge(problem: Problem, choice: Choice, kind: str) -> Iterator[Choice]:
+    """The choice with what N leaves of whole tiles computed by the narrowest tiles that hold it.
+
+    These may be shared. kind: of its operands, a key of TILES.
+    """
+    tile, left = choice.tile, problem.N % choice.tile.block_n
+    if tile.kernel != "gemm_hopper" or choice.split > 1 or left in (0, problem.N):
+        return
+    of_kind = TILES[problem.arch.name, kind]
+    widths = [t.block_n for t in of_kind if t.kernel == tile.kernel and t.block_n >= left]
+    if min(widths) == tile.block_n:
+        return
+    for split in EDGE_SPLITS:
+        if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
+            yield replace(choice, edge_n=min(widths), tail_split=split)
+
+
+def edge_choice(problem: Problem, choice: Choice) -> Choice:
+    """How the edge of a choice that has one is computed."""
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    (tile,) = (
+        tile
+        for tile in TILES[problem.arch.name, kind]
+        if (tile.kernel, tile.block_n) == (choice.tile.kernel, choice.edge_n)
+    )
+    return replace(choice, tile=tile, edge_n=0)
+
+
+def edge_columns(problem: Problem, choice: Choice) -> int:
+    """Columns of C, the last ones, that the edge has; 0 if there is none."""
+    return problem.N % choice.tile.block_n if choice.edge_n else 0
+
+
 def count_tiles(problem: Problem, choice: Choice) -> int:
-    """Tiles of C, batch included; the same number for each class of A's rows, if it has classes."""
-    tile, classes = choice.tile, a_classes(problem, choice)
+    """Tiles of C, batch included, without those of an edge."""
     rows, columns = problem.M, problem.N + spare_elements(problem.b, problem.dtype)
     if is_transposed(problem, choice):
         rows, columns = columns, rows
-    tiles_m = classes * cdiv(rows, classes * tile.block_m)
-    return problem.batch * tiles_m * cdiv(columns, tile.block_n)
+    columns -= edge_columns(problem, choice)
+    return count_tile_rows(problem, choice, rows) * cdiv(columns, choice.tile.block_n)
+
+
+def count_tile_rows(problem: Problem, choice: Choice, rows: int) -> int:
+    """Rows of tiles, batch included; the same number for each class of A's rows, if it has some."""
+    classes = a_classes(problem, choice)
+    return problem.batch * classes * cdiv(rows, classes * choice.tile.block_m)
 
 
 def whole_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles that tail_split does not concern, the first ones: full waves, if the rest is shared."""
-    return count_tiles(problem, choice) - tail_tiles(problem, choice)
+    tiles = count_tiles(problem, choice)
+    return tiles if choice.edge_n else tiles - tail_tiles(problem, choice)
 
 
 def tail_tiles(problem: Problem, choice: Choice) -> int:
-    """Tiles, the last ones, that tail_split programs share; 0 if none are."""
+    """Tiles, the last ones or all of the edge, that tail_split programs share; 0 if none are."""
     if choice.tail_split == 1:
         return 0
+    if choice.edge_n:
+        return count_tile_rows(problem, choice, problem.M)
     return count_tiles(problem, choice) % problem.arch.sms
 
 

@@ -3,7 +3,10 @@
 from fastmm_op.choices import (
     a_classes,
     classes_as_batch,
+    count_tile_rows,
     count_tiles,
+    edge_choice,
+    edge_columns,
     partial_products,
     slabs_as_batch,
     stores_are_aligned,
@@ -24,6 +27,7 @@ from fastmm_op.tiles import (
     HOPPER_KERNELS,
     OPERAND_BYTES,
     Choice,
+    Tile,
     gemv_matrix,
     is_converted,
     operand_kind,
@@ -68,9 +72,11 @@ TAIL_SECONDS = 2e-6
 STORES_AFTER_WGMMA = 2.0
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
-# What remains of TMA's rate on rows that start inside a memory sector; those that are read by
-# classes lose nothing (benchmarks/results/NVIDIA_H200/study_2026-11-25.txt).
-SPLIT_SECTORS_RATE = 0.8
+# What remains of TMA's rate on rows of A, or of B, that start inside a memory sector. Of A's little
+# is lost; where 0.91 remain of B's on an H200, 0.76 do on an H100 (edges_2026-11-28.txt of
+# benchmarks/results/NVIDIA_H200 and NVIDIA_H100_80GB_HBM3). Those that are read by classes lose
+# nothing (study_2026-11-25.txt of the first).
+SPLIT_SECTORS_RATE = {"a": 0.95, "b": 0.8}
 # How many times the rate of gemm_tf32_hopper with a converter it has without one
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/rounded_by_tma_2026-11-28.txt).
 ROUNDED_BY_TMA = 1.6
@@ -92,7 +98,7 @@ CLASS_PROGRAMS = 2.5
 MOST_IN_FLIGHT = 0.5
 # What cp.async makes of the bandwidth that TMA has, and what is left of it where a tile has so many
 # bytes of each row of an N-major B.
-CP_ASYNC_BANDWIDTH = 0.95
+CP_ASYNC_BANDWIDTH = 0.98
 SHORT_SEGMENTS = {32: 0.6, 64: 0.82}
 # So many warps fill an SM's registers, if each thread takes all that it may.
 WARPS_OF_ALL_REGISTERS = 8
@@ -200,12 +206,33 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     waves = max(waves, BUSY_WARPS / tile.num_warps) if waves else 0
     if waves > 1 and needs_registers(problem, choice):
         waves = round_up(waves, WARPS_OF_ALL_REGISTERS // tile.num_warps)
-    flops = 2 * tile.block_m * tile.block_n / (rate(problem, choice) * tile.efficiency / arch.sms)
-    tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
-    tail = flops * tail_depth(problem, choice) + TAIL_SECONDS
+    each = tile_seconds(problem, choice, tile)
     if problem.b.shifted:
         depth += SHIFTED_STEPS * tile.block_k
-    return waves * flops * depth + tail_waves * tail
+    if choice.edge_n:
+        return waves * each * depth + edge_seconds(problem, choice, each * depth)
+    tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
+    tail = each * tail_depth(problem, choice) + TAIL_SECONDS
+    return waves * each * depth + tail_waves * tail
+
+
+def tile_seconds(problem: Problem, choice: Choice, tile: Tile) -> float:
+    """What an SM takes for an element of K of a tile."""
+    flops = rate(problem, choice) * tile.efficiency / problem.arch.sms
+    return 2 * tile.block_m * tile.block_n / flops
+
+
+def edge_seconds(problem: Problem, choice: Choice, wave: float) -> float:
+    """What of the edge does not fit beside the last wave of the others, and a launch.
+
+    wave: seconds that it takes.
+    """
+    tile = edge_choice(problem, choice).tile
+    each = tile_seconds(problem, choice, tile) * tail_depth(problem, choice) + TAIL_SECONDS
+    beside = -count_tiles(problem, choice) % problem.arch.sms * int(wave / each)
+    programs = count_tile_rows(problem, choice, problem.M) * choice.tail_split
+    left = max(0, programs - beside)
+    return cdiv(left, problem.arch.sms) * each + problem.arch.next_seconds
 
 
 def needs_registers(problem: Problem, choice: Choice) -> bool:
@@ -224,12 +251,14 @@ def tail_depth(problem: Problem, choice: Choice) -> int:
 
 def tail_share(problem: Problem, choice: Choice) -> float:
     """The part of C in shared tiles."""
+    if choice.edge_n:
+        return edge_columns(problem, choice) / problem.N
     return tail_tiles(problem, choice) / count_tiles(problem, choice)
 
 
 def tail_bytes(problem: Problem, choice: Choice) -> int:
     """The partial sums of shared tiles, whole tiles of fp32."""
-    elements = choice.tile.block_m * choice.tile.block_n
+    elements = choice.tile.block_m * (choice.edge_n or choice.tile.block_n)
     return 4 * elements * choice.tail_split * tail_tiles(problem, choice)
 
 
@@ -248,14 +277,14 @@ def rate(problem: Problem, choice: Choice) -> float:
         best *= ROUNDED_BY_TMA
     if kind == "ieee" and problem.b.k_major:
         best *= arch.ieee_k_major
-    for operand, packed in operands(problem, choice):
+    for name, (operand, packed) in zip("ab", operands(problem, choice), strict=True):
         if read_misaligned(problem, choice, operand, packed):
             by_classes = problem.b.shifted
             return best * (A_BY_ELEMENT[kind] if by_classes else MISALIGNED_RATE[problem.dtype])
         tma = choice.tile.kernel in HOPPER_KERNELS and not packed
-        by_classes = operand is problem.a and a_classes(problem, choice) > 1
+        by_classes = name == "a" and a_classes(problem, choice) > 1
         if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
-            best *= SPLIT_SECTORS_RATE
+            best *= SPLIT_SECTORS_RATE[name]
     return best
 
 

@@ -56,6 +56,8 @@ class Launch:
         num_warps, num_stages: Triton's options of these names.
         max_registers: that a thread may take; None: as many as the compiler likes.
         shared_memory: bytes of shared memory a block uses, as the plan sums them.
+        beside: whether it reads nothing that the launch ahead of it writes, and only what that one
+            has waited for.
         dependent: whether it may start before the launch ahead of it has ended (kernels/chain.py).
     """
 
@@ -67,6 +69,7 @@ class Launch:
     num_stages: int = 1
     max_registers: int | None = None
     shared_memory: int = 0
+    beside: bool = False
     dependent: bool = False
 
 
@@ -78,9 +81,9 @@ class Plan:
         strategy: ``"packed"`` (both operands rewritten as aligned 16-bit), ``"mixed"`` (one of
             them), ``"direct"`` (read as they are) or ``"zero"`` (nothing to multiply); with
             ``"+split"`` where K is shared out among programs and summed by a second kernel,
-            ``"+tail"`` where that is done with the last tiles only, ``"+slabs"`` where parts of K
-            are packed by themselves too, or ``"+classes"`` where rows along K are shared out by
-            their alignment.
+            ``"+tail"`` where that is done with some tiles only, ``"+edge"`` where narrower tiles
+            compute the last columns, ``"+slabs"`` where parts of K are packed by themselves too, or
+            ``"+classes"`` where rows along K are shared out by their alignment.
         launches: kernels in order.
         workspace_bytes: scratch memory a call takes from PyTorch's caching allocator.
         seconds: the model's estimate, the figure by which this plan was chosen.
@@ -126,7 +129,7 @@ def starts_early(step: Launch, next_kernel: str | None) -> bool:
     4096x4096x2055, which stores without TMA and does not start early, takes 143 (matmul.json
     there, of commit f24832c).
     """
-    if step.kernel != "gemm_hopper":
+    if step.kernel != "gemm_hopper" or step.beside:
         return True
     by_tma = step.constexprs["C_BUFFERS"] > 0 and step.constexprs["CLASSES"] == 1
     return by_tma and next_kernel != "reduce_tail"

@@ -3,7 +3,15 @@
 A function a kernel; plan.py says which of them a choice takes.
 """
 
-from fastmm_op.choices import a_classes, count_tiles, row_classes, tail_tiles, whole_tiles
+from fastmm_op.choices import (
+    a_classes,
+    count_tiles,
+    edge_choice,
+    edge_columns,
+    row_classes,
+    tail_tiles,
+    whole_tiles,
+)
 from fastmm_op.epilogue import epilogue_pointers, product_epilogue, slice_columns
 from fastmm_op.launches import Launch, Pointer
 from fastmm_op.packing import GemmOperand
@@ -166,8 +174,11 @@ def reduce_launch(
 def reduce_tail_launch(
     problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, tail: Pointer, c: Pointer
 ) -> Launch:
-    """The sum of the partial products of the last tiles, in a fixed order."""
-    tile = choice.tile
+    """The sum of the partial products of the last tiles, or the edge's, in a fixed order."""
+    first_n, whole, tile = 0, whole_tiles(problem, choice), choice.tile
+    if choice.edge_n:
+        first_n, whole = problem.N - edge_columns(problem, choice), 0
+        tile = edge_choice(problem, choice).tile
     shared_tiles = tail_tiles(problem, choice)
     epilogue = problem.epilogue
     block_r = TAIL_ELEMENTS // tile.block_n
@@ -176,7 +187,7 @@ def reduce_tail_launch(
         shared_tiles * (tile.block_m // block_r),
         (tail, c, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (problem.M, problem.N, whole_tiles(problem, choice), shared_tiles)
+        + (problem.M, problem.N, whole, shared_tiles, first_n)
         + (a.row_exp_stride, b.row_exp_stride),
         {
             "BLOCK_M": tile.block_m,

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 
 from fastmm_op.choices import (
     a_classes,
+    count_tile_rows,
     count_tiles,
+    edge_columns,
     is_transposed,
     row_classes,
     stores_are_aligned,
@@ -34,12 +36,15 @@ def gemm_hopper_launch(
     b: GemmOperand,
     target: Pointer,
     tail: Pointer | None,
+    first_n: int = 0,
 ) -> Launch:
     """kernels/gemm_hopper.py: TMA and wgmma, 16-bit operands, aligned but for A's rows in classes.
 
     Args:
         target: C, or the partial sums of a split.
-        tail: for the partial sums of the last tiles, if these are shared.
+        tail: for the partial sums of the last tiles, if these are shared; of all of an edge.
+        first_n: where the columns of C start that are computed; those before are another launch's,
+            the one ahead. They end with C, or where the choice's edge starts.
     """
     tile = choice.tile
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
@@ -62,9 +67,11 @@ def gemm_hopper_launch(
         )
     if of_a > 1:
         a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
-    whole = whole_tiles(problem, choice) if tail else 0
+    whole = whole_tiles(problem, choice) if tail and not first_n else 0
     split = choice.tail_split if tail else choice.split
-    work = whole + (count_tiles(problem, choice) - whole) * split
+    count_n = N - edge_columns(problem, choice) - first_n
+    tiles = count_tile_rows(problem, choice, M) * cdiv(count_n, tile.block_n)
+    work = whole + (tiles - whole) * split
     epilogue = product_epilogue(problem, choice)
     stores = stores_of_c(problem, choice, target)
     return Launch(
@@ -72,7 +79,7 @@ def gemm_hopper_launch(
         min(problem.arch.sms, work),
         (a_desc, a_class_desc, b_desc, target, stores.descriptor, tail, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, split, whole)
+        + (M, N, K, batch, split, whole, first_n, count_n)
         + (a.row_stride if of_a > 1 else None, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
@@ -92,9 +99,11 @@ def gemm_hopper_launch(
             "SLICE_N": stores.slice_n,
             "C_BUFFERS": stores.buffers,
             "ONE_STEP": tile.block_k >= K,
+            "BESIDE": first_n > 0,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
+        beside=first_n > 0,
     )
 
 
@@ -138,12 +147,14 @@ def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
     by_tma = by_tma and not epilogue.residual
     streams = by_tma and classes == 1 and c_is_streamed(problem, choice)
     if not by_tma or streams:
-        # Stores of 512 bytes of a row are 3 % faster than of 256 (NVIDIA_H200/
-        # storing_2026-11-28.txt), if they fit.
-        fits = 2 * slice_n <= tile.block_n and freed >= 2 * 64 * slice_n * 4
-        if fits and streams and epilogue == NONE and target.dtype == "fp32":
-            slice_n *= 2
-        return Stores(None, streams, slice_n, 0, stages)
+        # Longer stretches of a row are 3 % faster (NVIDIA_H200/storing_2026-11-28.txt; of rows of
+        # 16 bits in classes edges_2026-11-28.txt there), if they fit: 512 bytes, or 256 of 16 bits.
+        double = 2 * slice_n <= tile.block_n and epilogue == NONE
+        if target.dtype == "fp32":
+            double = double and streams and freed >= 2 * 64 * slice_n * 4
+        else:
+            double = double and classes > 1
+        return Stores(None, streams, slice_n * (2 if double else 1), 0, stages)
     slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
     shape = (choice.split * problem.batch, problem.M // classes, long_row)
     strides = (problem.M // classes * long_row, long_row, 1)

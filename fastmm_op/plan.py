@@ -13,6 +13,8 @@ from fastmm_op.choices import (
     choices,
     classes_as_batch,
     count_tiles,
+    edge_choice,
+    edge_columns,
     partial_products,
     row_classes,
     slabs_as_batch,
@@ -72,6 +74,7 @@ def write_plan(problem: Problem, choice: Choice) -> Plan:
     strategy += "+classes" if choice.b_classes > 1 else ""
     strategy += "+split" if choice.split > 1 else ""
     strategy += "+tail" if choice.tail_split > 1 else ""
+    strategy += "+edge" if choice.edge_n else ""
     return Plan(
         strategy,
         chained(launches, problem.arch.overlaps),
@@ -102,10 +105,16 @@ def product_launches(
         partial_sums = choice.split * problem.batch * problem.M * problem.N
         target = workspace.take(partial_sums, "fp32")
     tail = None
+    edge = edge_choice(problem, choice) if choice.edge_n else None
     if choice.tail_split > 1:
         tail_sums = choice.tail_split * tail_tiles(problem, choice)
-        tail = workspace.take(tail_sums * choice.tile.block_m * choice.tile.block_n, "fp32")
-    if choice.tile.kernel == "gemm_hopper":
+        tile = (edge or choice).tile
+        tail = workspace.take(tail_sums * tile.block_m * tile.block_n, "fp32")
+    if edge:
+        first_n = problem.N - edge_columns(problem, choice)
+        launches.append(gemm_hopper_launch(problem, choice, a, b, target, None))
+        launches.append(gemm_hopper_launch(problem, edge, a, b, target, tail, first_n))
+    elif choice.tile.kernel == "gemm_hopper":
         launches.append(gemm_hopper_launch(problem, choice, a, b, target, tail))
     elif choice.tile.kernel == "gemm_tf32_hopper":
         launches.append(gemm_tf32_hopper_launch(problem, choice, a, b, target))
@@ -219,6 +228,11 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
         said.append(f"rows of c are stored in {classes} classes of equal alignment")
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")
+    if choice.edge_n:
+        said.append(
+            f"the last {edge_columns(problem, choice)} columns are computed by tiles of "
+            f"{choice.edge_n}, on SMs that the last wave of the others leaves idle"
+        )
     if choice.tail_split > 1:
         said.append(
             f"the last {tail_tiles(problem, choice)} tiles are shared by {choice.tail_split} "

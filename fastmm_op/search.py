@@ -67,10 +67,10 @@ def road(choice: Choice) -> tuple:
     others = tuple(
         getattr(choice, f.name)
         for f in fields(choice)
-        if f.name not in ("tile", "split", "tail_split", "slabs", "b_classes")
+        if f.name not in ("tile", "split", "tail_split", "slabs", "edge_n", "b_classes")
     )
     shares = (choice.split > 1, choice.tail_split > 1, choice.slabs > 1, choice.b_classes > 1)
-    return (choice.tile.kernel, *shares, *others)
+    return (choice.tile.kernel, choice.edge_n > 0, *shares, *others)
 
 
 def label(choice: Choice) -> str:
@@ -89,4 +89,6 @@ def label(choice: Choice) -> str:
         parts.append(f"split {choice.split}")
     if choice.tail_split > 1:
         parts.append(f"tail split {choice.tail_split}")
+    if choice.edge_n:
+        parts.append(f"edge {choice.edge_n}")
     return ", ".join(parts)

@@ -29,10 +29,12 @@ class Choice:
         pack_a, pack_b: whether the operand is rewritten first.
         tile: the kernel and its tile.
         split: programs that share K of every tile.
-        tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
-            only for the Hopper kernel without a split.
+        tail_split: programs that share K of each tile of the last, partly filled wave, or of the
+            edge; more than 1 only for the Hopper kernel without a split.
         slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
             summed; more than 1 where that packs a long K in one read.
+        edge_n: columns of narrower tiles, in a launch beside it, that compute what N leaves of
+            whole tiles; 0 if there is none.
         b_classes: rows of a misaligned B (as it lies in memory, so along K or along N) that start
             equally far behind 16-byte addresses are multiplied together, as a batch item; more than
             1 where B is read 16 bytes at a time like that.
@@ -44,6 +46,7 @@ class Choice:
     split: int
     tail_split: int = 1
     slabs: int = 1
+    edge_n: int = 0
     b_classes: int = 1
 
 
@@ -120,7 +123,7 @@ TILES = {
         Tile("gemm", 32, 128, 32, 4, 3, 0.68),
         Tile("gemm", 32, 64, 64, 4, 3, 0.61),
         Tile("gemm", 32, 64, 32, 4, 3, 0.61),
-        Tile("gemm", 32, 32, 64, 4, 3, 0.62),
+        Tile("gemm", 32, 32, 64, 4, 3, 0.55),
         Tile("gemm", 16, 128, 32, 4, 3, 0.40),
         Tile("gemm", 16, 64, 64, 4, 3, 0.35),
     ),

@@ -64,7 +64,8 @@ def work_items(step: Launch) -> Iterator[Item]:
     arg = arguments(step)
     m, n, k, block_n = arg["M"], arg["N"], arg["K"], arg["BLOCK_N"]
     vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
-    tiles_m, tiles_n = as_python("count_row_tiles")(m, arg["A_CLASSES"]), cdiv(n, block_n)
+    first_n, count_n = arg["first_n"], arg["count_n"]
+    tiles_m, tiles_n = as_python("count_row_tiles")(m, arg["A_CLASSES"]), cdiv(count_n, block_n)
     whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
     tiles = tiles_m * tiles_n * arg["batch"]
     for program in range(step.grid):
@@ -78,13 +79,14 @@ def work_items(step: Launch) -> Iterator[Item]:
             lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
             first, last = as_python("k_range")(part, k + lead, parts)
             rows = row0 + row_step * torch.arange(BLOCK_M)
-            columns = pid_n * block_n + shift + torch.arange(block_n)
+            col0 = first_n + pid_n * block_n + shift
+            columns = col0 + torch.arange(block_n)
             outside = columns >= n + shift
             columns = columns.where(columns < n, columns - n)
             yield Item(
                 z,
                 row0,
-                pid_n * block_n + shift,
+                col0,
                 rows.where(rows < m, -1),
                 columns.where(~outside, -1),
                 first,

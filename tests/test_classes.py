@@ -36,9 +36,9 @@ def by_classes(p: Problem) -> list[Choice]:
     return [choice for choice in choices(p) if a_classes(p, choice) > 1]
 
 
-def hopper_step(p: Problem, choice: Choice) -> Launch:
-    (step,) = (s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
-    return step
+def hopper_steps(p: Problem, choice: Choice) -> list[Launch]:
+    """One, or two if there is an edge."""
+    return [s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper"]
 
 
 # M, K, N, A's pitch, its classes: K below, at and above a multiple of 64, rows of a whole number of
@@ -105,19 +105,22 @@ def tile_product(item: Item, arg: dict, a: Memory, b: Memory) -> torch.Tensor:
 
 def product(p: Problem, choice: Choice, a: Memory, b: Memory) -> torch.Tensor:
     """C, from all work items; every element's shares of K are summed, wherever they were left."""
-    step = hopper_step(p, choice)
     c = torch.zeros(p.M, p.N)
-    for item in work_items(step):
-        rows, columns = item.rows >= 0, item.columns >= 0
-        found = tile_product(item, arguments(step), a, b)[rows][:, columns]
-        c[item.rows[rows][:, None], item.columns[columns]] += found
+    for step in hopper_steps(p, choice):
+        for item in work_items(step):
+            rows, columns = item.rows >= 0, item.columns >= 0
+            found = tile_product(item, arguments(step), a, b)[rows][:, columns]
+            c[item.rows[rows][:, None], item.columns[columns]] += found
     return c
 
 
 def one_of_each(found: list[Choice]) -> Iterator[Choice]:
-    """Every tile width, and the ways to share K, of the widest tile."""
-    ways = {(c.tile.block_n, 1, 1): c for c in found if c.split == c.tail_split == 1}
-    ways |= {(256, c.split, c.tail_split): c for c in found if c.tile.block_n == 256}
+    """Every tile width and edge, and the ways to share K, of the widest tile."""
+    ways = {
+        (c.tile.block_n, c.edge_n, c.split, c.tail_split): c
+        for c in found
+        if c.tile.block_n == 256 or c.split == c.tail_split == 1
+    }
     return iter(ways.values())
 
 
@@ -160,7 +163,8 @@ def test_nothing_past_the_descriptors_end() -> None:
     for m in range(1024, 1040):
         for pitch in (57, 63):
             p = problem(m, 57, 8, pitch=pitch)
-            arg = dict(zip(("a", "others"), hopper_step(p, by_classes(p)[0]).args, strict=False))
+            (step,) = hopper_steps(p, by_classes(p)[0])
+            arg = dict(zip(("a", "others"), step.args, strict=False))
             ends = set()
             for desc in arg.values():
                 if desc is not None:
@@ -185,6 +189,7 @@ def test_only_misaligned_rows_are_read_by_classes(dtype) -> None:
             assert not choice.pack_a
             assert not choice.pack_b
             assert row_classes(p, choice) == 1
+            assert not choice.edge_n
             tiles = classes * cdiv(4096, 128 * classes) * cdiv(512, choice.tile.block_n)
             assert count_tiles(p, choice) == tiles
     assert not by_classes(problem(4096, 1024, 512, dtype))

@@ -378,7 +378,8 @@ def test_a_prepacked_weight(precision, arch) -> None:
     )  # fmt: skip
     packed = [c for c in choices(p) if c.pack_b and c.split == c.tail_split == 1]
     plan = write_plan(p, min(packed, key=lambda c: estimate(p, c)))
-    assert [step.kernel for step in plan.launches][:-1] == ["forget", "pack_strips"]
+    found = [step.kernel for step in plan.launches if not step.kernel.startswith("gemm")]
+    assert found == ["forget", "pack_strips"]
     assert [step.kernel for step in keep(p).launches] == ["forget", "pack_strips"]
     for step in (*keep(p).launches, *plan.launches):
         compiled(p, step)

@@ -103,7 +103,7 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
     a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
     b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
     problem = launch.describe(a, b, precision, arch)
-    shared = [c for c in choices(problem) if c.tail_split in (2, 3)]
+    shared = [c for c in choices(problem) if c.tail_split in (2, 3) and not c.edge_n]
     assert shared
     if arch.sms == 132:
         assert any(whole_tiles(problem, c) > 0 for c in shared) == name.startswith("a wave")
@@ -115,6 +115,50 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
             running.run_plan(plan, a, b, out)
         assert_accurate(first, a, b, precision, what=str(choice))
         assert torch.equal(first, second), f"other bits the second time: {choice}"
+
+
+# M, K, N and batch: edges of 64; of 128, which operands of two parts do not have; of rows in
+# classes, also of wrapped columns only; on 132 SMs beside a first wave, and beside a third.
+EDGES = {
+    "aligned": ((1100, 504, 312), 1),
+    "of 128": ((1100, 504, 344), 1),
+    "row classes": ((1100, 504, 313), 1),
+    "row classes, wrapped columns": ((1100, 504, 257), 1),
+    "a third wave": ((4160, 520, 2056), 1),
+    "batch": ((300, 520, 700), 20),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
+)
+def test_hopper_edges(dtype, precision, name) -> None:
+    """Of every width, whole and shared, beside every tile: right, and the same bits every time.
+
+    Also beside what runs next on the stream, which must not start before both parts have ended.
+    """
+    from fastmm_op import launch, running
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    (m, k, n), batch = EDGES[name]
+    a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
+    b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
+    problem = launch.describe(a, b, precision, arch)
+    edges = {(c.tile, c.edge_n, c.tail_split): c for c in choices(problem) if c.edge_n}
+    assert bool(edges) == (precision != "fp32" or name != "of 128")
+    for choice in edges.values():
+        plan = write_plan(problem, choice)
+        outs = [torch.full((batch, m, n), torch.nan).to(a) for _ in range(4)]
+        copies = []
+        for out in outs:
+            running.run_plan(plan, a, b, out)
+            copies.append(out.clone())
+        assert_accurate(outs[0], a, b, precision, what=str(choice))
+        for copy in copies:
+            assert torch.equal(copy, outs[0]), f"other bits, or late ones: {choice}"
 
 
 # What torch itself loses.

@@ -55,7 +55,7 @@ def ways(problem: Problem, packed: bool) -> Iterator[Choice]:
     seen = set()
     for choice in choices(problem):
         tile = choice.tile
-        shared = choice.split > 1, choice.tail_split > 1
+        shared = choice.split > 1, choice.tail_split > 1, choice.edge_n > 0
         # Of one width, where interpreted kernels pack before or add after: they take long here.
         width = 0 if any(shared) or choice.pack_a else tile.block_n
         way = tile.kernel, width, tile.num_stages == 2, choice.pack_a, choice.pack_b, shared

@@ -1,9 +1,10 @@
-"""The Hopper kernel's shared last tiles: who computes what, and the kernel that sums them up.
+"""The Hopper kernel's shared last tiles, and edges: who computes what, and who sums it up.
 
 hopper_items.py says what the kernel does; the interpreted reduce_tail_kernel finishes the partial
 sums of that.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,21 @@ import torch
 
 from cases import DTYPES
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import a_classes, choices, count_tiles, row_classes, tail_tiles, whole_tiles
+from fastmm_op.choices import (
+    a_classes,
+    choices,
+    count_tile_rows,
+    count_tiles,
+    row_classes,
+    tail_tiles,
+    whole_tiles,
+)
 from fastmm_op.launches import Launch
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
 from fastmm_op.search import label
 from fastmm_op.tiles import Choice
-from hopper_items import BLOCK_K, BLOCK_M, work_items
+from hopper_items import BLOCK_K, BLOCK_M, Item, work_items
 
 
 def problem(
@@ -37,14 +46,14 @@ def problem(
 
 
 def with_tail(p: Problem) -> list[Choice]:
-    """One choice of each tile width and way of sharing the tail, by row classes if there are.
+    """One choice of each tile width, edge and way of sharing them, by row classes if there are.
 
     Those of C or, if A may be read by classes, those of A.
     """
     found = {}
     for choice in choices(p):
-        if choice.tail_split > 1:
-            key = (choice.tile.block_n, choice.tail_split)
+        if choice.tail_split > 1 or choice.edge_n:
+            key = (choice.tile.block_n, choice.edge_n, choice.tail_split)
             by_classes = row_classes(p, choice) > 1 or a_classes(p, choice) > 1
             if key not in found or by_classes:
                 found[key] = choice
@@ -55,6 +64,7 @@ def with_tail(p: Problem) -> list[Choice]:
 CASES = {
     "row classes": ((520, 264, 137), {}),
     "row classes, a tile wide": ((512, 264, 127), {}),
+    "row classes, an edge of what wraps": ((512, 136, 129), {}),
     "row classes of 8": ((1030, 400, 9), {"dtype": "fp16"}),
     "row classes, hi and lo": ((300, 400, 138), {"precision": "fp32"}),
     "classes of A": ((300, 396, 72), {"dtype": "fp16", "layout": "NN"}),
@@ -62,6 +72,7 @@ CASES = {
     "aligned, batch": ((130, 264, 72), {"dtype": "fp16", "batch": 3}),
     "unaligned": ((200, 400, 75), {"dtype": "fp16"}),
     "scaled, batch": ((130, 264, 75), {"batch": 3}),
+    "edges of both widths": ((130, 264, 320), {"dtype": "fp16", "batch": 2}),
     "one tile": ((3, 400, 2), {}),
 }
 # Fewer tiles than SMs, and several waves.
@@ -74,9 +85,8 @@ def case(name: str, sms: int, epilogue: Epilogue | None = None) -> tuple[Problem
     return p, with_tail(p)
 
 
-def hopper_step(p: Problem, choice: Choice) -> Launch:
-    (step,) = (s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
-    return step
+def items_of(launches: Iterable[Launch]) -> Iterator[Item]:
+    return (item for s in launches if s.kernel == "gemm_hopper" for item in work_items(s))
 
 
 @pytest.mark.parametrize("sms", SMS)
@@ -89,7 +99,7 @@ def test_every_tile_is_computed_once(name, sms) -> None:
         # A step more than K has, for those of A's classes may start before it.
         computed = torch.zeros(p.batch, p.M, p.N, cdiv(p.K, BLOCK_K) + 1, dtype=torch.uint8)
         whole, slots = 0, []
-        for item in work_items(hopper_step(p, choice)):
+        for item in items_of(write_plan(p, choice).launches):
             rows, columns = item.rows[item.rows >= 0], item.columns[item.columns >= 0]
             assert item.last_k - item.first_k >= BLOCK_K
             block = computed[item.z]
@@ -102,9 +112,11 @@ def test_every_tile_is_computed_once(name, sms) -> None:
             else:
                 slots.append(item.slot)
         assert (computed == 1).all()
-        assert whole == whole_tiles(p, choice)
-        assert whole % sms == 0
-        assert 0 < tail_tiles(p, choice) < sms
+        of_edge = count_tile_rows(p, choice, p.M) if choice.edge_n and not slots else 0
+        assert whole == whole_tiles(p, choice) + of_edge
+        if not choice.edge_n:
+            assert whole % sms == 0
+            assert 0 < tail_tiles(p, choice) < sms
         assert sorted(slots) == list(range(choice.tail_split * tail_tiles(p, choice)))
 
 
@@ -149,9 +161,11 @@ def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
         y = (want + given["bias_ptr"].float()).to(dtype).relu()
         want = y.float() + given["residual_ptr"].float()
     want = want.to(dtype)
-    shares = [choice.tail_split for choice in found]
+    found = [choice for choice in found if choice.tail_split > 1]
+    shares = [(choice.edge_n > 0, choice.tail_split) for choice in found]
     for choice in found:
-        if choice.tail_split not in (min(shares), max(shares)):
+        of_edge, share = choice.edge_n > 0, choice.tail_split
+        if share not in (f(s for edge, s in shares if edge == of_edge) for f in (min, max)):
             continue
         c, in_tail = run_tail(p, choice, a, b, given)
         assert torch.equal(c[in_tail], want[in_tail]), label(choice)
@@ -164,12 +178,12 @@ def run_tail(
     """C as reduce_tail_kernel leaves it, NaN elsewhere, and where the tail's tiles are."""
     from fastmm_op.running import KERNELS
 
-    gemm, reduce = write_plan(p, choice).launches[-2:]
-    block_n = choice.tile.block_n
+    *others, reduce = write_plan(p, choice).launches
+    block_n = choice.edge_n or choice.tile.block_n
     slots = choice.tail_split * tail_tiles(p, choice)
     partial = torch.full((slots, BLOCK_M, block_n), torch.nan)
     in_tail = torch.zeros(p.batch, p.M, p.N, dtype=torch.bool)
-    for item in work_items(gemm):
+    for item in items_of(others):
         if item.slot is None:
             continue
         k = slice(item.first_k, item.last_k)
@@ -194,6 +208,7 @@ def test_partial_sums_are_added_in_order() -> None:
     """As ((1 + 2^-24) + 2^-24): each alone is lost beside the 1."""
     p = problem(128, 1024, 64, "fp16", sms=132)
     choice = next(c for c in choices(p) if c.tail_split == 3 and c.tile.block_n == 64)
+    assert not choice.edge_n
     reduce = write_plan(p, choice).launches[-1]
     from fastmm_op.running import KERNELS
 
@@ -211,24 +226,70 @@ def test_partial_sums_are_added_in_order() -> None:
 # The planner's use of it.
 
 
-@pytest.mark.parametrize(
-    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32"), ("fp16", "tf32")]
-)
-def test_odd_sweep_shares_its_last_wave(dtype, precision) -> None:
+KINDS = [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32"), ("fp16", "tf32")]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_what_fills_a_third_wave_is_shared(dtype, precision) -> None:
     """288 tiles on 132 SMs: two waves, and 24 tiles that would occupy a third."""
-    for n in (2049, 2056, 2063, 2080):
-        p = problem(4096, 4096, n, dtype, precision)
-        plan = make_plan(p)
-        assert plan.strategy.endswith("+tail")
-        assert [step.kernel for step in plan.launches[-2:]] == ["gemm_hopper", "reduce_tail"]
-        said = [s for s in reasons(p, plan.choice) if "are shared by" in s]
-        tail = count_tiles(p, plan.choice) % 132
-        assert said == [
-            f"the last {tail} tiles are shared by {plan.choice.tail_split} programs each and "
-            "summed in a fixed order"
-        ]
-        assert f"tail split {plan.choice.tail_split}" in label(plan.choice)
+    p = problem(4096, 4096, 2300, dtype, precision)
+    plan = make_plan(p)
+    assert plan.strategy.endswith("+tail")
+    assert [step.kernel for step in plan.launches[-2:]] == ["gemm_hopper", "reduce_tail"]
+    said = [s for s in reasons(p, plan.choice) if "are shared by" in s]
+    tail = count_tiles(p, plan.choice) % 132
+    assert said == [
+        f"the last {tail} tiles are shared by {plan.choice.tail_split} programs each and "
+        "summed in a fixed order"
+    ]
+    assert f"tail split {plan.choice.tail_split}" in label(plan.choice)
     assert make_plan(problem(4096, 4096, 2048, dtype, precision)).choice.tail_split == 1
+
+
+@pytest.mark.parametrize("n", [2049, 2056, 2063, 2080])
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_a_few_columns_more_than_whole_tiles_are_an_edge(dtype, precision, n) -> None:
+    """Not in two parts, whose tiles are 128 wide at most, so that an edge of 64 gains nothing."""
+    p = problem(4096, 4096, n, dtype, precision)
+    plan = make_plan(p)
+    if precision == "fp32":
+        assert plan.strategy == "packed+tail"
+        return
+    assert plan.strategy.endswith("+tail+edge")
+    main, edge, total = plan.launches[-3:]
+    assert (main.kernel, edge.kernel, total.kernel) == ("gemm_hopper", "gemm_hopper", "reduce_tail")
+    assert (main.beside, edge.beside, total.beside) == (False, True, False)
+    assert (main.constexprs["BLOCK_N"], edge.constexprs["BLOCK_N"]) == (256, 64)
+    assert label(plan.choice).endswith("tail split 4, edge 64")
+    said = reasons(p, plan.choice)
+    assert (
+        f"the last {n - 2048} columns are computed by tiles of 64, on SMs that the last wave of "
+        "the others leaves idle"
+    ) in said
+    assert "the last 32 tiles are shared by 4 programs each and summed in a fixed order" in said
+
+
+def test_edges_are_narrower_than_the_tiles_beside_them() -> None:
+    """The narrowest that hold them; where no tile does, or none is left over, there is no edge."""
+    for n, widths in (
+        (256, {}),
+        (257, {256: 64, 128: 64}),
+        (320, {256: 64, 128: 64}),
+        (321, {256: 128}),
+        (384, {256: 128}),
+        (385, {128: 64}),
+        (449, {}),
+        (64, {}),
+        (72, {}),
+    ):
+        p = problem(300, 400, n, "bf16")
+        found = {(c.tile.block_n, c.edge_n) for c in choices(p) if c.edge_n}
+        assert found == set(widths.items()), n
+    parts = choices(problem(300, 400, 321, precision="fp32"))
+    assert {c.edge_n for c in parts} == {0}
+    assert {c.edge_n for c in choices(problem(300, 400, 300, precision="fp32"))} == {0, 64}
+    plain = replace(problem(300, 400, 257, "bf16"), arch=ARCHES["sm_89"])
+    assert {c.edge_n for c in choices(plain)} == {0}
 
 
 def test_only_what_has_a_tail_shares_it() -> None:
@@ -236,10 +297,12 @@ def test_only_what_has_a_tail_shares_it() -> None:
     assert {c.tail_split for c in choices(full) if c.tile.block_n == 256} == {1}
     for p in (full, problem(4096, 1024, 2049, "bf16"), problem(300, 400, 50)):
         for choice in choices(p):
-            if choice.tail_split > 1:
-                assert choice.tile.kernel == "gemm_hopper"
-                assert choice.split == 1
-                assert cdiv(p.K, choice.tail_split) >= 2 * choice.tile.block_k
+            if choice.tail_split == 1:
+                continue
+            assert choice.tile.kernel == "gemm_hopper"
+            assert choice.split == 1
+            assert cdiv(p.K, choice.tail_split) >= 2 * choice.tile.block_k
+            if not choice.edge_n:
                 assert 0 < tail_tiles(p, choice) < 132
                 assert (whole_tiles(p, choice) + tail_tiles(p, choice)) % 132 != 0
     plain = replace(problem(4096, 1024, 2049, "bf16"), arch=ARCHES["sm_89"])

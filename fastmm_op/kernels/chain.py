@@ -5,6 +5,10 @@ every program of that one has begun, said so (``let_next_start``), and left room
 what was there before the call, and must wait (``wait_for_previous``) before it touches what the
 call's own kernels write. Every program of a dependent waits, so it never ends before those ahead of
 it, and what follows the last one is behind them all.
+
+A kernel that computes a part of the product beside the one ahead of it needs nothing of that one,
+and waits at its end only. What it does read was written before that one began, which has waited for
+it ahead of letting the next start.
 """
 
 import triton

@@ -38,6 +38,9 @@ A last wave of few tiles would leave most SMs idle. Given a partial_ptr, work it
 are parts of the tiles from `whole` on, split_k of each: they leave their fp32 accumulators there,
 as they are, for kernels/reduce_tail.py to sum and finish.
 
+A launch may be asked for some columns of C: where N leaves a few columns of whole tiles, narrower
+tiles of a launch beside it compute those on SMs that the first one's last wave leaves idle.
+
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
 
@@ -150,11 +153,11 @@ def producer(
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k, whole = sizes
+    M, _, K, batch, split_k, whole, first_n, count_n = sizes
     a_step, b_step = batch_steps
     stride_am, stride_cm = strides
     tiles_m = count_row_tiles(M, A_CLASSES)
-    tiles_n = gl.cdiv(N, BLOCK_N)
+    tiles_n = gl.cdiv(count_n, BLOCK_N)
     items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
@@ -163,7 +166,7 @@ def producer(
             work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
         )
         row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR)
-        col0 = pid_n * BLOCK_N + shift
+        col0 = first_n + pid_n * BLOCK_N + shift
         lead = lead_of(row0, stride_am, A_CLASSES)
         long_row, long_col, has_more = find_class(row0, M, stride_am, A_CLASSES)
         k_first, k_last = k_range(split, K + lead, splits)
@@ -287,14 +290,14 @@ def consumer(
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
     a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k, whole = sizes
+    M, N, K, batch, split_k, whole, first_n, count_n = sizes
     row_exp_step, col_exp_step = exp_steps
     stride_am, stride_cz, stride_cm = strides
     c_ptr, c_desc, c_smem, partial_ptr = output
     TAIL: gl.constexpr = partial_ptr is not None
     bias_ptr, residual_ptr = epilogue
     tiles_m = count_row_tiles(M, A_CLASSES)
-    tiles_n = gl.cdiv(N, BLOCK_N)
+    tiles_n = gl.cdiv(count_n, BLOCK_N)
     items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
     stage = 0
     phase = 0
@@ -306,7 +309,7 @@ def consumer(
             pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR
         )
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
-        col0 = pid_n * BLOCK_N + shift
+        col0 = first_n + pid_n * BLOCK_N + shift
         lead = lead_of(tile_row0, stride_am, A_CLASSES)
         k_first, k_last = k_range(split, K + lead, splits)
         if SCALED:  # asked for here, used after the main loop, which hides the latency
@@ -317,7 +320,7 @@ def consumer(
             offs = gl.arange(0, BLOCK_N, FLAT)
             cols = col0 + offs
             cols = gl.where(cols < N, cols, cols - N)
-            flat_col_e = gl.load(col_exp + cols, mask=pid_n * BLOCK_N + offs < N, other=0)
+            flat_col_e = gl.load(col_exp + cols, mask=col0 - shift + offs < N, other=0)
             flat_rows = row0 + row_step * (offs % WARPGROUP_M)
             flat_row_e = gl.load(row_exp + flat_rows, mask=flat_rows < M, other=0)
 
@@ -380,7 +383,7 @@ def consumer(
         tma.store_wait(0)  # shared memory lives no longer than the program
 
 
-SIZES = ["M", "N", "K", "batch", "split_k", "whole"]
+SIZES = ["M", "N", "K", "batch", "split_k", "whole", "first_n", "count_n"]
 STRIDES = ["stride_am", "stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step"]
 STRIDES += ["col_exp_step", "lo_offset"]
 
@@ -395,7 +398,7 @@ def gemm_hopper_kernel(
     partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
-    M, N, K, batch, split_k, whole,
+    M, N, K, batch, split_k, whole, first_n, count_n,
     stride_am,  # read by A_CLASSES, or None
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
     BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
@@ -403,17 +406,18 @@ def gemm_hopper_kernel(
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
     C_BUFFERS: gl.constexpr, ONE_STEP: gl.constexpr,
-    WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
+    BESIDE: gl.constexpr, WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
     A long row is A_CLASSES rows, up to the last that is read. a_desc has those of the classes that
     have a row more than the others, which have theirs in a_class_desc.
     whole: tiles before the tail. split_k: programs that share a tile of the tail or, without one,
-    every tile.
+    every tile. first_n, count_n: the columns of C that are computed.
+    BESIDE: the launch ahead computes the other columns, and has waited for what both read. So this
+    one starts wherever that one leaves room, and only ends behind it.
     SLICE_N: columns of C that are finished and stored at a time.
     """
-    let_next_start(LETS_NEXT)
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
     gl.static_assert(CLASSES == 1 or (A_K_MAJOR and B_K_MAJOR and ALIGNED))
     if A_CLASSES > 1:
@@ -440,11 +444,13 @@ def gemm_hopper_kernel(
         c_smem_0 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         c_smem_1 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         outputs = ((c_ptr, c_desc, c_smem_0, partial_ptr), (c_ptr, c_desc, c_smem_1, partial_ptr))
-    sizes = (M, N, K, batch, split_k, whole)
+    sizes = (M, N, K, batch, split_k, whole, first_n, count_n)
     exp_steps = (row_exp_step, col_exp_step)
     strides = (stride_am, stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
-    wait_for_previous(WAITS)
+    if not BESIDE:
+        wait_for_previous(WAITS)
+    let_next_start(LETS_NEXT)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
                     exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
@@ -458,3 +464,5 @@ def gemm_hopper_kernel(
                     (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
                     VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip
+    if BESIDE:
+        wait_for_previous(WAITS)
