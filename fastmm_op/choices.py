@@ -49,7 +49,7 @@ MAX_COLUMN_IN_REGISTERS = 1024
 SLAB_ALIGNMENT = 64
 # Programs that may share each tile of a last, partly filled wave, or of an edge.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
-EDGE_SPLITS = (1, 2, 4)
+EDGE_SPLITS = (1, 2)
 
 
 def choices(problem: Problem) -> Iterator[Choice]:

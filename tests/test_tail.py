@@ -260,13 +260,13 @@ def test_a_few_columns_more_than_whole_tiles_are_an_edge(dtype, precision, n) ->
     assert (main.kernel, edge.kernel, total.kernel) == ("gemm_hopper", "gemm_hopper", "reduce_tail")
     assert (main.beside, edge.beside, total.beside) == (False, True, False)
     assert (main.constexprs["BLOCK_N"], edge.constexprs["BLOCK_N"]) == (256, 64)
-    assert label(plan.choice).endswith("tail split 4, edge 64")
+    assert label(plan.choice).endswith("tail split 2, edge 64")
     said = reasons(p, plan.choice)
     assert (
         f"the last {n - 2048} columns are computed by tiles of 64, on SMs that the last wave of "
         "the others leaves idle"
     ) in said
-    assert "the last 32 tiles are shared by 4 programs each and summed in a fixed order" in said
+    assert "the last 32 tiles are shared by 2 programs each and summed in a fixed order" in said
 
 
 def test_edges_are_narrower_than_the_tiles_beside_them() -> None:
