@@ -61,6 +61,10 @@ EXPOSED_STORES = 0.5
 # NVIDIA_H100_80GB_HBM3/tune_squares.json, whose estimates are of before this); a whole 3 us more
 # would give up a split that is the faster one (256 rows, 768 of 3072 features, prepack.txt there).
 HOPPER_SPLIT_SECONDS = 2e-6
+# Of fp32 as it lies, what is left of that for programs of a single tile: 1024^3 took 17.3 us on an
+# H200 and 17.8 on an H100 where 14.1 and 14.8 were estimated, but 2048^3 49 where 53 were
+# (matmul.json of both).
+ONE_TILE_SECONDS = 1e-6
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
 # slabs, 4216 without (benchmarks/results/NVIDIA_H200/suite_fp32_2026-11-25.json and -24).
 SLAB_STORES = 1.0
@@ -91,8 +95,8 @@ HOPPER_PROGRAMS, MISALIGNED_PROGRAMS = 1.25, 4
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/skinny_2026-11-28.txt, as the rest of this).
 LOADED_LATENCY = 1.5e-6
 # Of a B that is read by classes of rows along K there must be so many all the same: with one an SM
-# 20 x 100000 x 100 took 38.6 us in bf16, with four of a fourth of K each 32.5 (matmul.json and
-# suite_2026-11-27.json there).
+# 20 x 100000 x 100 took 38.6 us in bf16, with four of a fourth of K each 32.5
+# (suite_2026-11-28.json and suite_2026-11-27.json there).
 CLASS_PROGRAMS = 2.5
 # The share of small operands that has to be in flight at a time, however fast the memory is.
 MOST_IN_FLIGHT = 0.5
@@ -180,8 +184,15 @@ def gemm_seconds(problem: Problem, choice: Choice) -> float:
     traffic = read_seconds(problem, choice) + stores
     latency = depth // choice.tile.block_k * STEP_SECONDS
     seconds = max(arithmetic, traffic, latency) + IMPERFECT_OVERLAP * min(arithmetic, traffic)
-    split_hopper = choice.split > 1 and choice.tile.kernel in HOPPER_KERNELS
-    return seconds + (HOPPER_SPLIT_SECONDS if split_hopper else 0.0)
+    if choice.split > 1:
+        return seconds + (HOPPER_SPLIT_SECONDS if choice.tile.kernel in HOPPER_KERNELS else 0.0)
+    return seconds + (ONE_TILE_SECONDS if one_tile_each(problem, choice) else 0.0)
+
+
+def one_tile_each(problem: Problem, choice: Choice) -> bool:
+    """Whether gemm_tf32_hopper's programs have no next tile, which would hide this one's ends."""
+    programs = count_tiles(problem, choice) * choice.split
+    return choice.tile.kernel == "gemm_tf32_hopper" and programs <= problem.arch.sms
 
 
 def stores_wait(problem: Problem, choice: Choice) -> bool:
@@ -191,8 +202,8 @@ def stores_wait(problem: Problem, choice: Choice) -> bool:
     """
     if choice.tile.kernel != "gemm_tf32_hopper":
         return False
-    one_each = count_tiles(problem, choice) * choice.split <= problem.arch.sms
-    return one_each or is_converted(problem, operand_kind(problem, choice.pack_a, choice.pack_b))
+    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
+    return one_tile_each(problem, choice) or is_converted(problem, kind)
 
 
 def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
