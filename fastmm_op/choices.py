@@ -305,6 +305,11 @@ def edge_columns(problem: Problem, choice: Choice) -> int:
     return problem.N % choice.tile.block_n if choice.edge_n else 0
 
 
+def idle_beside_tiles(problem: Problem, choice: Choice) -> int:
+    """SMs that the last wave of the choice's tiles, without an edge's, leaves idle."""
+    return -count_tiles(problem, choice) % problem.arch.sms
+
+
 def count_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles of C, batch included, without those of an edge."""
     rows, columns = problem.M, problem.N + spare_elements(problem.b, problem.dtype)

@@ -7,6 +7,7 @@ from fastmm_op.choices import (
     count_tiles,
     edge_choice,
     edge_columns,
+    idle_beside_tiles,
     partial_products,
     slabs_as_batch,
     stores_are_aligned,
@@ -80,7 +81,7 @@ IMPERFECT_OVERLAP = 0.1
 # is lost; where 0.91 remain of B's on an H200, 0.76 do on an H100 (edges_2026-11-28.txt of
 # benchmarks/results/NVIDIA_H200 and NVIDIA_H100_80GB_HBM3). Those that are read by classes lose
 # nothing (study_2026-11-25.txt of the first).
-SPLIT_SECTORS_RATE = {"a": 0.95, "b": 0.8}
+SPLIT_SECTORS_RATE = {"a": 0.95, "b": 0.84}
 # How many times the rate of gemm_tf32_hopper with a converter it has without one
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/rounded_by_tma_2026-11-28.txt).
 ROUNDED_BY_TMA = 1.6
@@ -221,7 +222,7 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     if problem.b.shifted:
         depth += SHIFTED_STEPS * tile.block_k
     if choice.edge_n:
-        return waves * each * depth + edge_seconds(problem, choice, each * depth)
+        return waves * each * depth + edge_seconds(problem, choice)
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
     tail = each * tail_depth(problem, choice) + TAIL_SECONDS
     return waves * each * depth + tail_waves * tail
@@ -233,17 +234,17 @@ def tile_seconds(problem: Problem, choice: Choice, tile: Tile) -> float:
     return 2 * tile.block_m * tile.block_n / flops
 
 
-def edge_seconds(problem: Problem, choice: Choice, wave: float) -> float:
-    """What of the edge does not fit beside the last wave of the others, and a launch.
+def edge_seconds(problem: Problem, choice: Choice) -> float:
+    """What of the edge does not fit beside the last wave of the others.
 
-    wave: seconds that it takes.
+    An SM that this wave leaves idle has one program, which waits there for the others to end.
     """
     tile = edge_choice(problem, choice).tile
-    each = tile_seconds(problem, choice, tile) * tail_depth(problem, choice) + TAIL_SECONDS
-    beside = -count_tiles(problem, choice) % problem.arch.sms * int(wave / each)
+    each = tile_seconds(problem, choice, tile) * tail_depth(problem, choice)
+    each += TAIL_SECONDS if choice.tail_split > 1 else 0.0
     programs = count_tile_rows(problem, choice, problem.M) * choice.tail_split
-    left = max(0, programs - beside)
-    return cdiv(left, problem.arch.sms) * each + problem.arch.next_seconds
+    left = max(0, programs - idle_beside_tiles(problem, choice))
+    return cdiv(left, problem.arch.sms) * each
 
 
 def needs_registers(problem: Problem, choice: Choice) -> bool:
@@ -316,7 +317,8 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
             wanted = MISALIGNED_PROGRAMS
         moved += problem.batch * rows * problem.K * size * penalty
     programs = whole_tiles(problem, choice) * choice.split
-    programs += tail_tiles(problem, choice) * choice.tail_split
+    if not choice.edge_n:
+        programs += tail_tiles(problem, choice) * choice.tail_split
     share = min(1.0, programs / (wanted * problem.arch.sms))
     if choice.tile.kernel in HOPPER_KERNELS:  # a program an SM: the last tiles leave some idle
         share = min(share, programs / round_up(programs, problem.arch.sms))

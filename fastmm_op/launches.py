@@ -122,8 +122,9 @@ def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
 def starts_early(step: Launch, next_kernel: str | None) -> bool:
     """Whether a launch gains by starting before the one ahead of it has ended.
 
-    All do but gemm_hopper where it stores something without TMA: C, or the rows that C's classes
-    leave, or the partial sums of shared tiles, which reduce_tail adds. Of C it then took 14 to 19 %
+    All do but gemm_hopper, unless it is an edge beside another's tiles, where it stores something
+    without TMA: C, or the rows that C's classes leave, or the partial sums of shared tiles, which
+    reduce_tail adds. Of C it then took 14 to 19 %
     longer itself in three of five cases (benchmarks/results/NVIDIA_H100_80GB_HBM3/
     chained_2026-11-27.txt), and with shared tiles 4096x4096x2056 in bf16 takes 167 us where
     4096x4096x2055, which stores without TMA and does not start early, takes 143 (matmul.json

@@ -15,6 +15,7 @@ from fastmm_op.choices import (
     count_tiles,
     edge_choice,
     edge_columns,
+    idle_beside_tiles,
     partial_products,
     row_classes,
     slabs_as_batch,
@@ -229,9 +230,10 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")
     if choice.edge_n:
+        where = "beside" if idle_beside_tiles(problem, choice) else "behind"
         said.append(
             f"the last {edge_columns(problem, choice)} columns are computed by tiles of "
-            f"{choice.edge_n}, on SMs that the last wave of the others leaves idle"
+            f"{choice.edge_n}, {where} the last wave of the others"
         )
     if choice.tail_split > 1:
         said.append(

@@ -195,7 +195,7 @@ def rounded_to_tf32(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isfinite(), rounded, bits).view(torch.float32)
 
 
-def load(addresses: Addresses, mask=True, other=0.0) -> Values:
+def load(addresses: Addresses, mask=True, other=0.0, cache_modifier: str = "") -> Values:
     mask, places = addresses.picked(mask)
     found = torch.full(mask.shape, other, dtype=addresses.buffer.dtype)
     found[mask] = addresses.buffer[places]

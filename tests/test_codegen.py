@@ -156,7 +156,8 @@ def test_direct_misaligned_with_a_k_tail(arch) -> None:
 def test_hopper_tiles_shared_by_programs(dtype, precision, epilogue) -> None:
     """Two ways to store in one kernel, and the sum: of every tile width, C's rows in classes."""
     p = replace(problem("sm_90", 4096, 4096, 2113, dtype, precision), epilogue=epilogue)
-    shared = {c.tile.block_n: c for c in choices(p) if c.tail_split == 2 and c.pack_b}
+    shared = [c for c in choices(p) if c.tail_split == 2 and c.pack_b and not c.edge_n]
+    shared = {c.tile.block_n: c for c in shared}
     assert len(shared) == (2 if precision == "fp32" else 3)
     for choice in shared.values():
         gemm, total = write_plan(p, choice).launches[-2:]
@@ -165,6 +166,26 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, epilogue) -> None:
         assert found.count("HGMMA") > 0
         assert gemm.constexprs["CLASSES"] > 1
         compiled(p, total)
+
+
+@pytest.mark.parametrize("n", [2072, 2073])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
+)
+def test_hopper_edges(dtype, precision, n) -> None:
+    """Of both widths of tiles beside them, whole and shared; exponents are loaded past L1."""
+    p = problem("sm_90", 4096, 4096, n, dtype, precision)
+    edges = [c for c in choices(p) if c.edge_n and c.pack_b and c.pack_a == (dtype == "fp32")]
+    assert len(edges) == (2 if precision == "fp32" else 4)
+    for choice in edges:
+        main, edge = (s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
+        for step in (main, edge):
+            found, ptx = compiled(p, step)
+            assert found.count("HGMMA") > 0
+            assert (step.constexprs["CLASSES"] > 1) == (n == 2073)
+        past_l1 = ptx.count("ld.global.cg")
+        assert ptx.count("ld.global") == past_l1
+        assert (past_l1 > 0) == (dtype == "fp32")
 
 
 @pytest.mark.parametrize(

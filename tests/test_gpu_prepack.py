@@ -34,7 +34,7 @@ def prepacked(n: int, k: int, dtype="fp32", precision="tf32", bias=False) -> nn.
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 @pytest.mark.parametrize("sizes", [(1100, 200, 265), (1100, 200, 264), (300, 9001, 520)])
 def test_every_plan_that_reads_a_copy(sizes, dtype, precision) -> None:
-    """All tiles, splits and shared last tiles, with rows of C of every alignment."""
+    """All tiles, splits, shared last tiles and edges, with rows of C of every alignment."""
     from fastmm_op import launch, launch_kept, running
 
     m, k, n = sizes
@@ -47,6 +47,7 @@ def test_every_plan_that_reads_a_copy(sizes, dtype, precision) -> None:
     seen = set()
     for choice in choices(problem):
         key = choice.tile, choice.pack_a, min(choice.split, 2), choice.tail_split > 1
+        key += (choice.edge_n > 0,)
         if not choice.pack_b or key in seen:
             continue
         seen.add(key)

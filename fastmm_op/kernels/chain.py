@@ -7,8 +7,8 @@ call's own kernels write. Every program of a dependent waits, so it never ends b
 it, and what follows the last one is behind them all.
 
 A kernel that computes a part of the product beside the one ahead of it needs nothing of that one,
-and waits at its end only. What it does read was written before that one began, which has waited for
-it ahead of letting the next start.
+and waits at its end only. What it reads was written before the one ahead let it start, which has
+waited for that; it loads it from L2, where what is waited for is.
 """
 
 import triton

@@ -39,7 +39,8 @@ are parts of the tiles from `whole` on, split_k of each: they leave their fp32 a
 as they are, for kernels/reduce_tail.py to sum and finish.
 
 A launch may be asked for some columns of C: where N leaves a few columns of whole tiles, narrower
-tiles of a launch beside it compute those on SMs that the first one's last wave leaves idle.
+tiles of a launch beside it compute those, one on each SM that the first one's last wave leaves
+idle, and the rest behind it.
 
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
@@ -283,12 +284,14 @@ def consumer(
     A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
-    ONE_STEP: gl.constexpr,
+    ONE_STEP: gl.constexpr, BESIDE: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
+    # Beside another launch it has not waited for packing itself: from L2 (kernels/chain.py).
+    CACHE: gl.constexpr = ".cg" if BESIDE else ""
     a_smem, b_smem, full, empty = ring
     M, N, K, batch, split_k, whole, first_n, count_n = sizes
     row_exp_step, col_exp_step = exp_steps
@@ -316,13 +319,15 @@ def consumer(
             row_exp = row_exp_ptr + (z % batch).to(gl.int64) * row_exp_step
             col_exp = col_exp_ptr + (z % batch).to(gl.int64) * col_exp_step
             rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, SLICE))
-            row_e = gl.load(row_exp + rows, mask=rows < M, other=0)
+            row_e = gl.load(row_exp + rows, mask=rows < M, other=0, cache_modifier=CACHE)
             offs = gl.arange(0, BLOCK_N, FLAT)
             cols = col0 + offs
             cols = gl.where(cols < N, cols, cols - N)
-            flat_col_e = gl.load(col_exp + cols, mask=col0 - shift + offs < N, other=0)
+            inside = col0 - shift + offs < N
+            flat_col_e = gl.load(col_exp + cols, mask=inside, other=0, cache_modifier=CACHE)
             flat_rows = row0 + row_step * (offs % WARPGROUP_M)
-            flat_row_e = gl.load(row_exp + flat_rows, mask=flat_rows < M, other=0)
+            inside = flat_rows < M
+            flat_row_e = gl.load(row_exp + flat_rows, mask=inside, other=0, cache_modifier=CACHE)
 
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
         for step in range(k_first, k_last):
@@ -455,11 +460,11 @@ def gemm_hopper_kernel(
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
                     exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
                     CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N, ONE_STEP)),
+                    SLICE_N, ONE_STEP, BESIDE)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
                     exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
                     CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N, ONE_STEP)),
+                    SLICE_N, ONE_STEP, BESIDE)),
         (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
                     (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
                     VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
