@@ -55,9 +55,10 @@ def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     ring = tile.num_stages * ring_slot(problem, choice)
     exponents = 2 * tile.block_n * 4
     barriers = 2 * 8 * tile.num_stages
-    # Of each consumer: one as fp32 on its way through shared memory, or two of 128 bytes for TMA.
+    # Of each consumer: one on its way through shared memory, of 64 columns of fp32 or 128 of 16
+    # bits, or two of 128 bytes for TMA.
     slices = 2 * 64 * 64 * 4
-    captured_arguments = 256
+    captured_arguments = 512
     return ring + exponents + barriers + slices + captured_arguments
 
 
