@@ -42,6 +42,7 @@ SOURCES = (
     "multiplying.py",
     "multiplying_hopper.py",
     "packing.py",
+    "partition.py",
     "plan.py",
     "tile_order.py",
     "tiles.py",

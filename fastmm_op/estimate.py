@@ -1,20 +1,18 @@
 """The readable model by which plans are ranked: seconds that a choice should take."""
 
-from fastmm_op.choices import (
+from fastmm_op.choices import classes_as_batch, partial_products, slabs_as_batch
+from fastmm_op.packing import balance_groups, scaled_in_strips
+from fastmm_op.partition import (
     a_classes,
-    classes_as_batch,
     count_tile_rows,
     count_tiles,
     edge_choice,
     edge_columns,
     idle_beside_tiles,
-    partial_products,
-    slabs_as_batch,
     stores_are_aligned,
     tail_tiles,
     whole_tiles,
 )
-from fastmm_op.packing import balance_groups, scaled_in_strips
 from fastmm_op.problem import (
     ITEMSIZE,
     Operand,
@@ -101,8 +99,9 @@ LOADED_LATENCY = 1.5e-6
 CLASS_PROGRAMS = 2.5
 # The share of small operands that has to be in flight at a time, however fast the memory is.
 MOST_IN_FLIGHT = 0.5
-# What cp.async makes of the bandwidth that TMA has, and what is left of it where a tile has so many
-# bytes of each row of an N-major B.
+# What cp.async makes of the bandwidth that TMA has (by which products are faster in
+# NVIDIA_H100_80GB_HBM3/tune_suite.json and NVIDIA_H200/tune_skinny.json), and what is left of it
+# where a tile has so many bytes of each row of an N-major B.
 CP_ASYNC_BANDWIDTH = 0.98
 SHORT_SEGMENTS = {32: 0.6, 64: 0.82}
 # So many warps fill an SM's registers, if each thread takes all that it may.

@@ -65,7 +65,7 @@ def keep(problem: Problem) -> Keeping:
             launches.append(forget_launch(maxima["b"], *counts))
         balance = Balance(k_exp, moved, 0, 0, maxima)
     elements = COPY_BYTES // ITEMSIZE[problem.dtype]
-    wrap = elements - 1 if elements <= problem.N else 0  # as choices.row_classes wants it
+    wrap = elements - 1 if elements <= problem.N else 0  # as partition.row_classes wants it
     tiles = TILES[problem.arch.name, operand_kind(problem, True, True)]
     widest = max(round_up(problem.N, tile.block_n) for tile in tiles) - problem.N
     slack = max(0, widest - wrap)

@@ -56,8 +56,6 @@ class Launch:
         num_warps, num_stages: Triton's options of these names.
         max_registers: that a thread may take; None: as many as the compiler likes.
         shared_memory: bytes of shared memory a block uses, as the plan sums them.
-        beside: whether it reads nothing that the launch ahead of it writes, and only what that one
-            has waited for.
         dependent: whether it may start before the launch ahead of it has ended (kernels/chain.py).
     """
 
@@ -69,7 +67,6 @@ class Launch:
     num_stages: int = 1
     max_registers: int | None = None
     shared_memory: int = 0
-    beside: bool = False
     dependent: bool = False
 
 
@@ -124,13 +121,12 @@ def starts_early(step: Launch, next_kernel: str | None) -> bool:
 
     All do but gemm_hopper, unless it is an edge beside another's tiles, where it stores something
     without TMA: C, or the rows that C's classes leave, or the partial sums of shared tiles, which
-    reduce_tail adds. Of C it then took 14 to 19 %
-    longer itself in three of five cases (benchmarks/results/NVIDIA_H100_80GB_HBM3/
-    chained_2026-11-27.txt), and with shared tiles 4096x4096x2056 in bf16 takes 167 us where
-    4096x4096x2055, which stores without TMA and does not start early, takes 143 (matmul.json
-    there, of commit f24832c).
+    reduce_tail adds. Of C it then took 14 to 19 % longer itself in three of five cases
+    (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt), and with shared tiles
+    4096x4096x2056 in bf16 takes 167 us where 4096x4096x2055, which stores without TMA and does not
+    start early, takes 143 (matmul.json there, of commit f24832c).
     """
-    if step.kernel != "gemm_hopper" or step.beside:
+    if step.kernel != "gemm_hopper" or step.constexprs["BESIDE"]:
         return True
     by_tma = step.constexprs["C_BUFFERS"] > 0 and step.constexprs["CLASSES"] == 1
     return by_tma and next_kernel != "reduce_tail"

@@ -3,7 +3,10 @@
 A function a kernel; plan.py says which of them a choice takes.
 """
 
-from fastmm_op.choices import (
+from fastmm_op.epilogue import epilogue_pointers, product_epilogue, slice_columns
+from fastmm_op.launches import Launch, Pointer
+from fastmm_op.packing import GemmOperand
+from fastmm_op.partition import (
     a_classes,
     count_tiles,
     edge_choice,
@@ -12,9 +15,6 @@ from fastmm_op.choices import (
     tail_tiles,
     whole_tiles,
 )
-from fastmm_op.epilogue import epilogue_pointers, product_epilogue, slice_columns
-from fastmm_op.launches import Launch, Pointer
-from fastmm_op.packing import GemmOperand
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from fastmm_op.choices import (
+from fastmm_op.epilogue import NONE, epilogue_pointers, hopper_slice_columns, product_epilogue
+from fastmm_op.launches import Descriptor, Launch, Pointer
+from fastmm_op.packing import GemmOperand
+from fastmm_op.partition import (
     a_classes,
     count_tile_rows,
     count_tiles,
@@ -12,9 +15,6 @@ from fastmm_op.choices import (
     stores_are_aligned,
     whole_tiles,
 )
-from fastmm_op.epilogue import NONE, epilogue_pointers, hopper_slice_columns, product_epilogue
-from fastmm_op.launches import Descriptor, Launch, Pointer
-from fastmm_op.packing import GemmOperand
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
 from fastmm_op.shared_memory import ring_slot, shared_memory
 from fastmm_op.tile_order import group_m
@@ -103,7 +103,6 @@ def gemm_hopper_launch(
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
-        beside=first_n > 0,
     )
 
 

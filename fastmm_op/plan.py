@@ -8,19 +8,7 @@ multiplying_hopper.py.
 
 from functools import lru_cache
 
-from fastmm_op.choices import (
-    a_classes,
-    choices,
-    classes_as_batch,
-    count_tiles,
-    edge_choice,
-    edge_columns,
-    idle_beside_tiles,
-    partial_products,
-    row_classes,
-    slabs_as_batch,
-    tail_tiles,
-)
+from fastmm_op.choices import choices, classes_as_batch, partial_products, slabs_as_batch
 from fastmm_op.epilogue import describe_epilogue
 from fastmm_op.estimate import estimate
 from fastmm_op.kept import KEPT_ALIGNMENT, keep, kept_balance
@@ -39,6 +27,15 @@ from fastmm_op.packing import (
     GemmOperand,
     balance_operands,
     pack_operand,
+)
+from fastmm_op.partition import (
+    a_classes,
+    count_tiles,
+    edge_choice,
+    edge_columns,
+    idle_beside_tiles,
+    row_classes,
+    tail_tiles,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv
 from fastmm_op.tiles import Choice, is_converted, operand_kind

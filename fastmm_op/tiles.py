@@ -111,7 +111,8 @@ TILES = {
     # (benchmarks/results/NVIDIA_H200/study_2026-11-25_tf32_tiles.txt), but for the kernel that
     # converts beside what multiplies, or has TMA round: so many times mma.sync's rate if it
     # converts, here and under "tf32x3"
-    # (benchmarks/results/NVIDIA_H100_80GB_HBM3/as_it_lies_2026-11-27.txt).
+    # (benchmarks/results/NVIDIA_H100_80GB_HBM3/as_it_lies_2026-11-27.txt). Of 32 x 32 less than of
+    # its neighbours: 17 and 32 rows (NVIDIA_H200/tune_skinny.json).
     ("sm_90", "tf32"): (
         Tile("gemm_tf32_hopper", 128, 256, 32, 4, 4, 1.70),
         Tile("gemm_tf32_hopper", 128, 128, 32, 4, 4, 1.45),

@@ -261,6 +261,7 @@ def test_sources_are_what_turns_a_choice_into_code(monkeypatch, tmp_path) -> Non
         "choices.py",
         "tiles.py",
         "packing.py",
+        "partition.py",
         "launches.py",
         "plan.py",
         "estimate.py",

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import choices, row_classes
+from fastmm_op.choices import choices
 from fastmm_op.launches import Launch
+from fastmm_op.partition import row_classes
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import problem_of
 from gluon_on_tensors import Number, box_places

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import a_classes, choices, count_tiles, row_classes
+from fastmm_op.choices import choices
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Descriptor, Launch
+from fastmm_op.partition import a_classes, count_tiles, row_classes
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Operand, Problem, cdiv, problem_of
 from fastmm_op.search import label, shortlist

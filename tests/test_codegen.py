@@ -11,10 +11,11 @@ import pytest
 
 from fastmm_op.arch import ARCHES
 from fastmm_op.bench.cases import load_cases
-from fastmm_op.choices import a_classes, choices
+from fastmm_op.choices import choices
 from fastmm_op.cli import codegen as command
 from fastmm_op.estimate import estimate
 from fastmm_op.launches import Launch
+from fastmm_op.partition import a_classes
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import ACTIVATIONS, Epilogue, Operand, Problem, problem_of
 from fastmm_op.tiles import operand_kind

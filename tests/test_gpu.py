@@ -10,7 +10,8 @@ import torch
 
 import fastmm_op
 from cases import DTYPES, FAMILIES, at_offset, specials
-from fastmm_op.choices import choices, tail_tiles, whole_tiles
+from fastmm_op.choices import choices
+from fastmm_op.partition import tail_tiles, whole_tiles
 from fastmm_op.plan import write_plan
 from fastmm_op.timing import torch_tf32
 from oracle import assert_accurate, assert_same_specials, exact, norm

@@ -8,7 +8,8 @@ import torch
 
 import fastmm_op
 from cases import DTYPES, INF, NAN
-from fastmm_op.choices import a_classes, choices
+from fastmm_op.choices import choices
+from fastmm_op.partition import a_classes
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import Epilogue, Problem
 from fastmm_op.tiles import Choice

@@ -8,7 +8,8 @@ import torch
 
 import fastmm_op
 from cases import DTYPES, at_offset
-from fastmm_op.choices import choices, row_classes, stores_are_aligned
+from fastmm_op.choices import choices
+from fastmm_op.partition import row_classes, stores_are_aligned
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import Epilogue
 from fastmm_op.timing import torch_tf32

@@ -11,8 +11,9 @@ import gluon_on_tensors
 from cases import DTYPES, LAYOUTS
 from fastmm_op import launch
 from fastmm_op.arch import ARCHES, resized
-from fastmm_op.choices import a_classes, choices, row_classes
+from fastmm_op.choices import choices
 from fastmm_op.launches import Plan, Pointer
+from fastmm_op.partition import a_classes, row_classes
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import ITEMSIZE, Epilogue, Problem
 from fastmm_op.tiles import HOPPER_KERNELS, Choice

@@ -371,6 +371,7 @@ PURE = (
     "launches",
     "multiplying",
     "multiplying_hopper",
+    "partition",
     "packing",
     "plan",
     "search",

@@ -12,16 +12,16 @@ import torch
 
 from cases import DTYPES
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import (
+from fastmm_op.choices import choices
+from fastmm_op.launches import Launch
+from fastmm_op.partition import (
     a_classes,
-    choices,
     count_tile_rows,
     count_tiles,
     row_classes,
     tail_tiles,
     whole_tiles,
 )
-from fastmm_op.launches import Launch
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
 from fastmm_op.search import label
@@ -165,10 +165,9 @@ def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
     want = want.to(dtype)
     found = [choice for choice in found if choice.tail_split > 1]
     assert found or (name, sms) == ("row classes, a tile wide", 4), "four tiles, a whole wave"
-    shares = [(choice.edge_n > 0, choice.tail_split) for choice in found]
+    shares = [choice.tail_split for choice in found if not choice.edge_n]
     for choice in found:
-        of_edge, share = choice.edge_n > 0, choice.tail_split
-        if share not in (f(s for edge, s in shares if edge == of_edge) for f in (min, max)):
+        if not choice.edge_n and choice.tail_split not in (min(shares), max(shares)):
             continue
         c, in_tail = run_tail(p, choice, a, b, given)
         assert torch.equal(c[in_tail], want[in_tail]), label(choice)
@@ -261,7 +260,7 @@ def test_a_few_columns_more_than_whole_tiles_are_an_edge(dtype, precision, n) ->
     assert plan.strategy.endswith("+tail+edge")
     main, edge, total = plan.launches[-3:]
     assert (main.kernel, edge.kernel, total.kernel) == ("gemm_hopper", "gemm_hopper", "reduce_tail")
-    assert (main.beside, edge.beside, total.beside) == (False, True, False)
+    assert (main.constexprs["BESIDE"], edge.constexprs["BESIDE"]) == (False, True)
     assert (main.constexprs["BLOCK_N"], edge.constexprs["BLOCK_N"]) == (256, 64)
     assert label(plan.choice).endswith("tail split 2, edge 64")
     said = reasons(p, plan.choice)

@@ -9,8 +9,9 @@ import torch
 
 from cases import FAMILIES, specials, surrounded
 from fastmm_op.arch import ARCHES
-from fastmm_op.choices import choices, count_tiles
+from fastmm_op.choices import choices
 from fastmm_op.launches import Descriptor, Pointer
+from fastmm_op.partition import count_tiles
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Operand, Problem, problem_of
 from fastmm_op.timing import torch_tf32
