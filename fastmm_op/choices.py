@@ -11,7 +11,14 @@ from fastmm_op.chains import (
     longest_truncated_chain,
     sums_must_be_short,
 )
-from fastmm_op.partition import a_classes, classes_of, count_tiles, stores_are_aligned
+from fastmm_op.partition import (
+    a_classes,
+    classes_of,
+    count_tiles,
+    stores_are_aligned,
+    whole_tiles,
+    wider_tiles,
+)
 from fastmm_op.problem import (
     COPY_BYTES,
     ITEMSIZE,
@@ -24,6 +31,7 @@ from fastmm_op.problem import (
 )
 from fastmm_op.shared_memory import shared_memory
 from fastmm_op.tiles import (
+    EDGE_N,
     HOPPER_KERNELS,
     HOPPER_TILES,
     TILES,
@@ -46,9 +54,8 @@ MAX_ROW_IN_REGISTERS = 8192
 # Columns that are packed whole by one program: beyond this, reading them twice is faster.
 MAX_COLUMN_IN_REGISTERS = 1024
 SLAB_ALIGNMENT = 64
-# Programs that may share each tile of a last, partly filled wave, or of an edge.
+# Programs that may share each tile of a last, partly filled wave.
 TAIL_SPLITS = (2, 3, 4, 5, 6, 8)
-EDGE_SPLITS = (1, 2)
 
 
 def choices(problem: Problem) -> Iterator[Choice]:
@@ -89,7 +96,8 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if chain_is_short(problem, kind, split, tile.kernel):
                     yield choice
                     yield from tail_splits(problem, choice)
-                    yield from with_edge(problem, choice, kind)
+                    if kind != "hi and lo":
+                        yield from with_edge(problem, choice)
                 yield from in_slabs(problem, choice)
     yield from in_b_classes(problem)
 
@@ -260,25 +268,29 @@ def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
         return
     for tail_split in TAIL_SPLITS:
         shared = replace(choice, tail_split=tail_split)
+        if whole_tiles(problem, shared) < wider_tiles(problem, shared):
+            return  # wider tiles are not shared
         if cdiv(problem.K, tail_split) >= 2 * tile.block_k and epilogue_fits(problem, shared):
             yield shared
 
 
-def with_edge(problem: Problem, choice: Choice, kind: str) -> Iterator[Choice]:
-    """The choice with what N leaves of whole tiles computed by the narrowest tiles that hold it.
+def with_edge(problem: Problem, choice: Choice) -> Iterator[Choice]:
+    """The choice, and its last wave shared, with wider last tiles for what N leaves of whole ones.
 
-    These may be shared. kind: of its operands, a key of TILES.
+    With as many stages of the ring as leave room for their columns. Not with an epilogue, nor
+    beside the products of two parts: there are no registers for it.
     """
     tile, left = choice.tile, problem.N % choice.tile.block_n
-    if tile.kernel != "gemm_hopper" or choice.split > 1 or left in (0, problem.N):
+    if tile.kernel != "gemm_hopper" or choice.split > 1 or problem.epilogue != Epilogue():
         return
-    of_kind = TILES[problem.arch.name, kind]
-    widths = [t.block_n for t in of_kind if t.kernel == tile.kernel and t.block_n >= left]
-    if min(widths) == tile.block_n:
+    if not 0 < left <= EDGE_N or left == problem.N:
         return
-    for split in EDGE_SPLITS:
-        if split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k:
-            yield replace(choice, edge_n=min(widths), tail_split=split)
+    for stages in range(tile.num_stages, 1, -1):
+        wider = replace(choice, tile=replace(tile, num_stages=stages), edge_n=EDGE_N)
+        if shared_memory(problem, wider) <= problem.arch.shared_memory:
+            yield wider
+            yield from tail_splits(problem, wider)
+            return
 
 
 def epilogue_fits(problem: Problem, choice: Choice) -> bool:

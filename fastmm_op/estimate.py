@@ -4,14 +4,11 @@ from fastmm_op.choices import classes_as_batch, partial_products, slabs_as_batch
 from fastmm_op.packing import balance_groups, scaled_in_strips
 from fastmm_op.partition import (
     a_classes,
-    count_tile_rows,
     count_tiles,
-    edge_choice,
-    edge_columns,
-    idle_beside_tiles,
     stores_are_aligned,
     tail_tiles,
     whole_tiles,
+    wider_tiles,
 )
 from fastmm_op.problem import (
     ITEMSIZE,
@@ -33,6 +30,9 @@ from fastmm_op.tiles import (
     uses_wgmma,
 )
 
+# What the columns that a last tile takes along cost, in tiles of 128 x 256
+# (benchmarks/results/NVIDIA_H200/wider_tiles_2026-11-28.txt).
+EDGE_TILES = 0.15
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6
 # What remains of the rate when operands are copied element by element instead of 16 bytes at once,
@@ -221,7 +221,8 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
     if problem.b.shifted:
         depth += SHIFTED_STEPS * tile.block_k
     if choice.edge_n:
-        return waves * each * depth + edge_seconds(problem, choice)
+        wider = cdiv(wider_tiles(problem, choice), arch.sms)
+        waves += wider * EDGE_TILES * 256 / tile.block_n
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
     tail = each * tail_depth(problem, choice) + TAIL_SECONDS
     return waves * each * depth + tail_waves * tail
@@ -231,19 +232,6 @@ def tile_seconds(problem: Problem, choice: Choice, tile: Tile) -> float:
     """What an SM takes for an element of K of a tile."""
     flops = rate(problem, choice) * tile.efficiency / problem.arch.sms
     return 2 * tile.block_m * tile.block_n / flops
-
-
-def edge_seconds(problem: Problem, choice: Choice) -> float:
-    """What of the edge does not fit beside the last wave of the others.
-
-    An SM that this wave leaves idle has one program, which waits there for the others to end.
-    """
-    tile = edge_choice(problem, choice).tile
-    each = tile_seconds(problem, choice, tile) * tail_depth(problem, choice)
-    each += TAIL_SECONDS if choice.tail_split > 1 else 0.0
-    programs = count_tile_rows(problem, choice, problem.M) * choice.tail_split
-    left = max(0, programs - idle_beside_tiles(problem, choice))
-    return cdiv(left, problem.arch.sms) * each
 
 
 def needs_registers(problem: Problem, choice: Choice) -> bool:
@@ -262,14 +250,12 @@ def tail_depth(problem: Problem, choice: Choice) -> int:
 
 def tail_share(problem: Problem, choice: Choice) -> float:
     """The part of C in shared tiles."""
-    if choice.edge_n:
-        return edge_columns(problem, choice) / problem.N
     return tail_tiles(problem, choice) / count_tiles(problem, choice)
 
 
 def tail_bytes(problem: Problem, choice: Choice) -> int:
     """The partial sums of shared tiles, whole tiles of fp32."""
-    elements = choice.tile.block_m * (choice.edge_n or choice.tile.block_n)
+    elements = choice.tile.block_m * choice.tile.block_n
     return 4 * elements * choice.tail_split * tail_tiles(problem, choice)
 
 
@@ -316,8 +302,7 @@ def read_seconds(problem: Problem, choice: Choice) -> float:
             wanted = MISALIGNED_PROGRAMS
         moved += problem.batch * rows * problem.K * size * penalty
     programs = whole_tiles(problem, choice) * choice.split
-    if not choice.edge_n:
-        programs += tail_tiles(problem, choice) * choice.tail_split
+    programs += tail_tiles(problem, choice) * choice.tail_split
     share = min(1.0, programs / (wanted * problem.arch.sms))
     if choice.tile.kernel in HOPPER_KERNELS:  # a program an SM: the last tiles leave some idle
         share = min(share, programs / round_up(programs, problem.arch.sms))

@@ -78,8 +78,8 @@ class Plan:
         strategy: ``"packed"`` (both operands rewritten as aligned 16-bit), ``"mixed"`` (one of
             them), ``"direct"`` (read as they are) or ``"zero"`` (nothing to multiply); with
             ``"+split"`` where K is shared out among programs and summed by a second kernel,
-            ``"+tail"`` where that is done with some tiles only, ``"+edge"`` where narrower tiles
-            compute the last columns, ``"+slabs"`` where parts of K are packed by themselves too, or
+            ``"+tail"`` where that is done with some tiles only, ``"+edge"`` where wider tiles take
+            the last columns, ``"+slabs"`` where parts of K are packed by themselves too, or
             ``"+classes"`` where rows along K are shared out by their alignment.
         launches: kernels in order.
         workspace_bytes: scratch memory a call takes from PyTorch's caching allocator.
@@ -95,41 +95,40 @@ class Plan:
 
 
 def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
-    """The launches of one call in order, those after the first dependent where that gains.
+    """The launches of one call in order, those after the first dependent on the one ahead.
 
     Args:
         overlap: whether the card can start one before the other has ended; else all stay apart.
     """
     launches = tuple(launches)
-    follows = [*(step.kernel for step in launches[1:]), None]
-    dependent = [
-        overlap and place > 0 and starts_early(step, next_kernel)
-        for place, (step, next_kernel) in enumerate(zip(launches, follows, strict=True))
-    ]
+    early = [starts_early(*pair) for pair in zip(launches, [*launches[1:], None], strict=True)]
     return tuple(
         replace(
             step,
-            constexprs={**step.constexprs, "WAITS": waits, "LETS_NEXT": lets_next},
-            dependent=waits,
+            constexprs={**step.constexprs, "WAITS": overlap and place > 0, "LETS_NEXT": lets_next},
+            dependent=overlap and place > 0,
         )
-        for step, waits, lets_next in zip(launches, dependent, [*dependent[1:], False], strict=True)
+        for place, (step, lets_next) in enumerate(
+            zip(launches, [*(overlap and x for x in early[1:]), False], strict=True)
+        )
     )
 
 
-def starts_early(step: Launch, next_kernel: str | None) -> bool:
-    """Whether a launch gains by starting before the one ahead of it has ended.
+def starts_early(step: Launch, following: Launch | None) -> bool:
+    """Whether the kernel ahead should let a dependent launch start before it has ended itself.
 
-    All do but gemm_hopper, unless it is an edge beside another's tiles, where it stores something
-    without TMA: C, or the rows that C's classes leave, or the partial sums of shared tiles, which
-    reduce_tail adds. Of C it then took 14 to 19 % longer itself in three of five cases
+    If not, the launch is only made ready meanwhile, and starts at once when that one has ended. So
+    does gemm_hopper where it stores tiles without TMA: C, or the rows that C's classes leave, or
+    the partial sums of shared tiles, which reduce_tail adds. Of C it otherwise took 14 to 19 %
+    longer itself in three of five cases
     (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt), and with shared tiles
-    4096x4096x2056 in bf16 takes 167 us where 4096x4096x2055, which stores without TMA and does not
-    start early, takes 143 (matmul.json there, of commit f24832c).
+    4096x4096x2056 in bf16 took 167 us where 4096x4096x2055, which stores without TMA and did not
+    start early, took 143 (matmul.json there, of commit f24832c).
     """
-    if step.kernel != "gemm_hopper" or step.constexprs["BESIDE"]:
+    if step.kernel != "gemm_hopper":
         return True
     by_tma = step.constexprs["C_BUFFERS"] > 0 and step.constexprs["CLASSES"] == 1
-    return by_tma and next_kernel != "reduce_tail"
+    return by_tma and (following is None or following.kernel != "reduce_tail")
 
 
 class Workspace:

@@ -9,11 +9,11 @@ from fastmm_op.packing import GemmOperand
 from fastmm_op.partition import (
     a_classes,
     count_tiles,
-    edge_choice,
     edge_columns,
     row_classes,
     tail_tiles,
     whole_tiles,
+    wider_tiles,
 )
 from fastmm_op.problem import (
     COPY_BYTES,
@@ -174,11 +174,11 @@ def reduce_launch(
 def reduce_tail_launch(
     problem: Problem, choice: Choice, a: GemmOperand, b: GemmOperand, tail: Pointer, c: Pointer
 ) -> Launch:
-    """The sum of the partial products of the last tiles, or the edge's, in a fixed order."""
-    first_n, whole, tile = 0, whole_tiles(problem, choice), choice.tile
-    if choice.edge_n:
-        first_n, whole = problem.N - edge_columns(problem, choice), 0
-        tile = edge_choice(problem, choice).tile
+    """The sum of the partial products of the last tiles, in a fixed order."""
+    tile = choice.tile
+    columns = problem.N - edge_columns(problem, choice)
+    tiles_n = cdiv(columns, tile.block_n) - (1 if choice.edge_n else 0)
+    whole = whole_tiles(problem, choice) - wider_tiles(problem, choice)
     shared_tiles = tail_tiles(problem, choice)
     epilogue = problem.epilogue
     block_r = TAIL_ELEMENTS // tile.block_n
@@ -187,7 +187,7 @@ def reduce_tail_launch(
         shared_tiles * (tile.block_m // block_r),
         (tail, c, a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (problem.M, problem.N, whole, shared_tiles, first_n)
+        + (problem.M, problem.N, tiles_n, whole, shared_tiles)
         + (a.row_exp_stride, b.row_exp_stride),
         {
             "BLOCK_M": tile.block_m,

@@ -7,16 +7,15 @@ from fastmm_op.launches import Descriptor, Launch, Pointer
 from fastmm_op.packing import GemmOperand
 from fastmm_op.partition import (
     a_classes,
-    count_tile_rows,
     count_tiles,
-    edge_columns,
     is_transposed,
     row_classes,
     stores_are_aligned,
     whole_tiles,
+    wider_tiles,
 )
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, round_up
-from fastmm_op.shared_memory import ring_slot, shared_memory
+from fastmm_op.shared_memory import ring_slot, shared_memory, slice_bytes
 from fastmm_op.tile_order import group_m
 from fastmm_op.tiles import Choice, Tile, is_converted, operand_kind
 
@@ -36,15 +35,12 @@ def gemm_hopper_launch(
     b: GemmOperand,
     target: Pointer,
     tail: Pointer | None,
-    first_n: int = 0,
 ) -> Launch:
     """kernels/gemm_hopper.py: TMA and wgmma, 16-bit operands, aligned but for A's rows in classes.
 
     Args:
         target: C, or the partial sums of a split.
-        tail: for the partial sums of the last tiles, if these are shared; of all of an edge.
-        first_n: where the columns of C start that are computed; those before are another launch's,
-            the one ahead. They end with C, or where the choice's edge starts.
+        tail: for the partial sums of the last tiles, if these are shared.
     """
     tile = choice.tile
     M, N, K, batch = problem.M, problem.N, problem.K, problem.batch
@@ -67,24 +63,27 @@ def gemm_hopper_launch(
         )
     if of_a > 1:
         a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
-    whole = whole_tiles(problem, choice) if tail and not first_n else 0
+    edge_desc = None
+    if choice.edge_n:
+        edge_desc = operand_descriptor(b, batch, N + wrap, b_k, choice.edge_n, tile.block_k)
     split = choice.tail_split if tail else choice.split
-    count_n = N - edge_columns(problem, choice) - first_n
-    tiles = count_tile_rows(problem, choice, M) * cdiv(count_n, tile.block_n)
-    work = whole + (tiles - whole) * split
+    whole = whole_tiles(problem, choice) if tail else 0
+    work = whole + (count_tiles(problem, choice) - whole) * split
     epilogue = product_epilogue(problem, choice)
     stores = stores_of_c(problem, choice, target)
     return Launch(
         "gemm_hopper",
         min(problem.arch.sms, work),
-        (a_desc, a_class_desc, b_desc, target, stores.descriptor, tail, a.row_exp, b.row_exp)
+        (a_desc, a_class_desc, b_desc, edge_desc, target, stores.descriptor, tail)
+        + (a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, split, whole, first_n, count_n)
+        + (M, N, K, batch, split, max(0, whole - wider_tiles(problem, choice)))
         + (a.row_stride if of_a > 1 else None, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
         {
             "BLOCK_N": tile.block_n,
+            "EDGE_N": choice.edge_n,
             "GROUP_M": group_m(problem, choice),
             "STAGES": stores.stages,
             "PARTS": 2 if a.lo_offset else 1,
@@ -99,7 +98,6 @@ def gemm_hopper_launch(
             "SLICE_N": stores.slice_n,
             "C_BUFFERS": stores.buffers,
             "ONE_STEP": tile.block_k >= K,
-            "BESIDE": first_n > 0,
         },
         num_warps=tile.num_warps,
         shared_memory=shared_memory(problem, choice),
@@ -133,7 +131,8 @@ def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
     """
     tile, epilogue = choice.tile, product_epilogue(problem, choice)
     classes = row_classes(problem, choice)
-    slice_n = hopper_slice_columns(epilogue)
+    bytes_at_once = slice_bytes(problem, choice)
+    slice_n = min(hopper_slice_columns(epilogue), bytes_at_once // ITEMSIZE[target.dtype])
     # Where K is short, a few slots hold the next tiles, and the room goes to C's slices.
     stages = min(tile.num_stages, max(2, 2 * cdiv(problem.K, tile.block_k)))
     freed = (tile.num_stages - stages) * ring_slot(problem, choice)
@@ -152,12 +151,12 @@ def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
         if target.dtype == "fp32":
             double = double and streams and freed >= 2 * 64 * slice_n * 4
         else:
-            double = double and classes > 1
+            double = double and classes > 1 and bytes_at_once == 256
         return Stores(None, streams, slice_n * (2 if double else 1), 0, stages)
     slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
     shape = (choice.split * problem.batch, problem.M // classes, long_row)
     strides = (problem.M // classes * long_row, long_row, 1)
-    fit = 2 + freed // (2 * 64 * TMA_BOX_BYTES)
+    fit = bytes_at_once // TMA_BOX_BYTES + freed // (2 * 64 * TMA_BOX_BYTES)
     buffers = max(n for n in (1, 2, 4, 8) if n <= min(fit, tile.block_n // slice_n))
     descriptor = Descriptor(target, shape, strides, (1, 64, slice_n))
     return Stores(descriptor, False, slice_n, buffers, stages)

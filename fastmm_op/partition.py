@@ -1,10 +1,9 @@
-"""How a choice divides C: into classes of rows, tiles, those of the last wave, and an edge."""
+"""How a choice divides C: into classes of rows, tiles, those of the last wave, wider ones."""
 
-from dataclasses import replace
 from math import gcd
 
 from fastmm_op.problem import COPY_BYTES, ITEMSIZE, Problem, cdiv, is_aligned, spare_elements
-from fastmm_op.tiles import TILES, Choice, is_converted, operand_kind
+from fastmm_op.tiles import Choice, is_converted, operand_kind
 
 
 def classes_of(row_bytes: int) -> int:
@@ -49,12 +48,17 @@ def is_transposed(problem: Problem, choice: Choice) -> bool:
 
 
 def count_tiles(problem: Problem, choice: Choice) -> int:
-    """Tiles of C, batch included, without those of an edge."""
+    """Tiles of C, batch included."""
     rows, columns = problem.M, problem.N + spare_elements(problem.b, problem.dtype)
     if is_transposed(problem, choice):
         rows, columns = columns, rows
     columns -= edge_columns(problem, choice)
     return count_tile_rows(problem, choice, rows) * cdiv(columns, choice.tile.block_n)
+
+
+def wider_tiles(problem: Problem, choice: Choice) -> int:
+    """Tiles, the first ones, that are edge_n columns wider than the others."""
+    return count_tile_rows(problem, choice, problem.M) if choice.edge_n else 0
 
 
 def count_tile_rows(problem: Problem, choice: Choice, rows: int) -> int:
@@ -65,35 +69,14 @@ def count_tile_rows(problem: Problem, choice: Choice, rows: int) -> int:
 
 def whole_tiles(problem: Problem, choice: Choice) -> int:
     """Tiles that tail_split does not concern, the first ones: full waves, if the rest is shared."""
-    tiles = count_tiles(problem, choice)
-    return tiles if choice.edge_n else tiles - tail_tiles(problem, choice)
+    return count_tiles(problem, choice) - tail_tiles(problem, choice)
 
 
 def tail_tiles(problem: Problem, choice: Choice) -> int:
-    """Tiles, the last ones or all of the edge, that tail_split programs share; 0 if none are."""
-    if choice.tail_split == 1:
-        return 0
-    if choice.edge_n:
-        return count_tile_rows(problem, choice, problem.M)
-    return count_tiles(problem, choice) % problem.arch.sms
-
-
-def edge_choice(problem: Problem, choice: Choice) -> Choice:
-    """How the edge of a choice that has one is computed."""
-    kind = operand_kind(problem, choice.pack_a, choice.pack_b)
-    (tile,) = (
-        tile
-        for tile in TILES[problem.arch.name, kind]
-        if (tile.kernel, tile.block_n) == (choice.tile.kernel, choice.edge_n)
-    )
-    return replace(choice, tile=tile, edge_n=0)
+    """Tiles, the last ones, that tail_split programs share; 0 if none are."""
+    return count_tiles(problem, choice) % problem.arch.sms if choice.tail_split > 1 else 0
 
 
 def edge_columns(problem: Problem, choice: Choice) -> int:
-    """Columns of C, the last ones, that the edge has; 0 if there is none."""
+    """Columns of C, the last ones, that wider tiles take along."""
     return problem.N % choice.tile.block_n if choice.edge_n else 0
-
-
-def idle_beside_tiles(problem: Problem, choice: Choice) -> int:
-    """SMs that the last wave of the choice's tiles, without an edge's, leaves idle."""
-    return -count_tiles(problem, choice) % problem.arch.sms

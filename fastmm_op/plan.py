@@ -31,9 +31,7 @@ from fastmm_op.packing import (
 from fastmm_op.partition import (
     a_classes,
     count_tiles,
-    edge_choice,
     edge_columns,
-    idle_beside_tiles,
     row_classes,
     tail_tiles,
 )
@@ -103,16 +101,10 @@ def product_launches(
         partial_sums = choice.split * problem.batch * problem.M * problem.N
         target = workspace.take(partial_sums, "fp32")
     tail = None
-    edge = edge_choice(problem, choice) if choice.edge_n else None
     if choice.tail_split > 1:
         tail_sums = choice.tail_split * tail_tiles(problem, choice)
-        tile = (edge or choice).tile
-        tail = workspace.take(tail_sums * tile.block_m * tile.block_n, "fp32")
-    if edge:
-        first_n = problem.N - edge_columns(problem, choice)
-        launches.append(gemm_hopper_launch(problem, choice, a, b, target, None))
-        launches.append(gemm_hopper_launch(problem, edge, a, b, target, tail, first_n))
-    elif choice.tile.kernel == "gemm_hopper":
+        tail = workspace.take(tail_sums * choice.tile.block_m * choice.tile.block_n, "fp32")
+    if choice.tile.kernel == "gemm_hopper":
         launches.append(gemm_hopper_launch(problem, choice, a, b, target, tail))
     elif choice.tile.kernel == "gemm_tf32_hopper":
         launches.append(gemm_tf32_hopper_launch(problem, choice, a, b, target))
@@ -227,10 +219,9 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     if choice.split > 1:
         said.append(f"K is shared by {choice.split} programs a tile and summed in a fixed order")
     if choice.edge_n:
-        where = "beside" if idle_beside_tiles(problem, choice) else "behind"
         said.append(
-            f"the last {edge_columns(problem, choice)} columns are computed by tiles of "
-            f"{choice.edge_n}, {where} the last wave of the others"
+            f"the last {edge_columns(problem, choice)} columns are taken along by the last tile "
+            f"of each row, {choice.edge_n} columns wider than the others"
         )
     if choice.tail_split > 1:
         said.append(

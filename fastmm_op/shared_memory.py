@@ -51,15 +51,27 @@ def gemv_shared_memory(problem: Problem, tile: Tile) -> int:
 
 def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     """An upper bound for gemm_hopper_kernel; tests hold it against the compiler's figure."""
+    return beside_slices(problem, choice) + 2 * 64 * slice_bytes(problem, choice)
+
+
+def slice_bytes(problem: Problem, choice: Choice) -> int:
+    """Bytes of a row of C that each of gemm_hopper_kernel's consumers may have on their way.
+
+    64 columns of fp32 or 128 of 16 bits, or two slices of 128 bytes for TMA; half of it where a
+    wider last tile leaves no room for more.
+    """
+    room = problem.arch.shared_memory - beside_slices(problem, choice)
+    return 128 if choice.edge_n and room < 2 * 64 * 256 else 256
+
+
+def beside_slices(problem: Problem, choice: Choice) -> int:
+    """What gemm_hopper_kernel takes of shared memory beside slices of C, at most."""
     tile = choice.tile
     ring = tile.num_stages * ring_slot(problem, choice)
     exponents = 2 * tile.block_n * 4
     barriers = 2 * 8 * tile.num_stages
-    # Of each consumer: one on its way through shared memory, of 64 columns of fp32 or 128 of 16
-    # bits, or two of 128 bytes for TMA.
-    slices = 2 * 64 * 64 * 4
     captured_arguments = 512
-    return ring + exponents + barriers + slices + captured_arguments
+    return ring + exponents + barriers + captured_arguments
 
 
 def tf32_hopper_shared_memory(problem: Problem, choice: Choice) -> int:
@@ -80,7 +92,7 @@ def ring_slot(problem: Problem, choice: Choice) -> int:
     """Bytes of one K-block of A and B."""
     tile = choice.tile
     itemsize = OPERAND_BYTES[operand_kind(problem, choice.pack_a, choice.pack_b)]
-    return (tile.block_m + tile.block_n) * tile.block_k * itemsize
+    return (tile.block_m + tile.block_n + choice.edge_n) * tile.block_k * itemsize
 
 
 def gemm_shared_memory(problem: Problem, choice: Choice) -> int:

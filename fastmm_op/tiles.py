@@ -29,12 +29,12 @@ class Choice:
         pack_a, pack_b: whether the operand is rewritten first.
         tile: the kernel and its tile.
         split: programs that share K of every tile.
-        tail_split: programs that share K of each tile of the last, partly filled wave, or of the
-            edge; more than 1 only for the Hopper kernel without a split.
+        tail_split: programs that share K of each tile of the last, partly filled wave; more than 1
+            only for the Hopper kernel without a split.
         slabs: parts of K that are packed and multiplied as batch items, each scaled by itself, and
             summed; more than 1 where that packs a long K in one read.
-        edge_n: columns of narrower tiles, in a launch beside it, that compute what N leaves of
-            whole tiles; 0 if there is none.
+        edge_n: columns by which the last tile of a row is wider, for what N leaves of whole ones;
+            0 if it is not.
         b_classes: rows of a misaligned B (as it lies in memory, so along K or along N) that start
             equally far behind 16-byte addresses are multiplied together, as a batch item; more than
             1 where B is read 16 bytes at a time like that.
@@ -52,6 +52,8 @@ class Choice:
 
 # The persistent kernels, whose operands come by TMA: of 16 bits, and fp32 as it lies.
 HOPPER_KERNELS = ("gemm_hopper", "gemm_tf32_hopper")
+# Columns that the last tile of gemm_hopper's may have more: twice as many leave too few registers.
+EDGE_N = 32
 # What TMA and wgmma make of 16-bit operands, one part each.
 HOPPER_TILES = (
     Tile("gemm_hopper", 128, 256, 64, 4, 4, 1.00),

@@ -12,7 +12,6 @@ from types import FunctionType
 import torch
 
 from fastmm_op.launches import Launch
-from fastmm_op.problem import cdiv
 from gluon_on_tensors import Number, Program
 
 BLOCK_M, BLOCK_K = 128, 64
@@ -41,7 +40,8 @@ class Item:
     Attributes:
         z: batch item (times splits, without a tail).
         row0, col0: of C, where its tile starts.
-        rows, columns: of C, (128,) and (BLOCK_N,); -1 for those that C does not have.
+        rows, columns: of C, (128,) and (BLOCK_N,), or EDGE_N more; -1 for those that C does not
+            have.
         first_step, last_step: the range of blocks of K, the first of which starts at -lead.
         first_k, last_k: the range of K.
         slot: which (128, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
@@ -62,36 +62,45 @@ class Item:
 def work_items(step: Launch) -> Iterator[Item]:
     """Everything that a launch of gemm_hopper_kernel does, program by program."""
     arg = arguments(step)
-    m, n, k, block_n = arg["M"], arg["N"], arg["K"], arg["BLOCK_N"]
+    m, n, block_n, edge_n = arg["M"], arg["N"], arg["BLOCK_N"], arg["EDGE_N"]
     vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
-    first_n, count_n = arg["first_n"], arg["count_n"]
-    tiles_m, tiles_n = as_python("count_row_tiles")(m, arg["A_CLASSES"]), cdiv(count_n, block_n)
+    tiles_m = as_python("count_row_tiles")(m, arg["A_CLASSES"])
+    tiles_n = as_python("count_column_tiles")(n, block_n, edge_n)
     whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
-    tiles = tiles_m * tiles_n * arg["batch"]
+    batch = arg["batch"]
+    edge_items = tiles_m * batch if edge_n else 0
+    items = as_python("count_work")(tiles_m * tiles_n * batch, whole, split_k, tail)
+    item_of_width, next_program = as_python("item_of_width"), as_python("next_program")
+
+    def item(work: int, edge_n: int, tail: bool) -> Item:
+        pid_m, pid_n, z, part, parts = item_of_width(
+            work, tiles_m, tiles_n, batch, whole, split_k, edge_n, arg["GROUP_M"], tail
+        )
+        row0, row_step, _, shift = as_python("tile_rows")(
+            pid_m, m, Number(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
+        )
+        lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
+        first, last = as_python("k_range")(part, arg["K"] + lead, parts)
+        rows = row0 + row_step * torch.arange(BLOCK_M)
+        col0 = pid_n * block_n + shift
+        columns = col0 + torch.arange(block_n + edge_n)
+        outside = columns >= n + shift
+        columns = columns.where(columns < n, columns - n)
+        return Item(
+            z,
+            row0,
+            col0,
+            rows.where(rows < m, -1),
+            columns.where(~outside, -1),
+            first,
+            last,
+            max(first * BLOCK_K - lead, 0),
+            min(last * BLOCK_K - lead, arg["K"]),
+            work - whole if tail and work >= whole else None,
+        )
+
     for program in range(step.grid):
-        for work in range(program, as_python("count_work")(tiles, whole, split_k, tail), step.grid):
-            pid_m, pid_n, z, part, parts = as_python("work_item")(
-                work, tiles_m, tiles_n, arg["batch"], whole, split_k, arg["GROUP_M"], tail
-            )
-            row0, row_step, _, shift = as_python("tile_rows")(
-                pid_m, m, Number(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
-            )
-            lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
-            first, last = as_python("k_range")(part, k + lead, parts)
-            rows = row0 + row_step * torch.arange(BLOCK_M)
-            col0 = first_n + pid_n * block_n + shift
-            columns = col0 + torch.arange(block_n)
-            outside = columns >= n + shift
-            columns = columns.where(columns < n, columns - n)
-            yield Item(
-                z,
-                row0,
-                col0,
-                rows.where(rows < m, -1),
-                columns.where(~outside, -1),
-                first,
-                last,
-                max(first * BLOCK_K - lead, 0),
-                min(last * BLOCK_K - lead, k),
-                work - whole if tail and work >= whole else None,
-            )
+        for work in range(program, edge_items, step.grid):
+            yield item(work, edge_n, False)
+        for work in range(next_program(program, step.grid, edge_items), items, step.grid):
+            yield item(work, 0, tail)

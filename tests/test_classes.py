@@ -38,7 +38,6 @@ def by_classes(p: Problem) -> list[Choice]:
 
 
 def hopper_steps(p: Problem, choice: Choice) -> list[Launch]:
-    """One, or two if there is an edge."""
     return [s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper"]
 
 
@@ -86,13 +85,13 @@ class Memory:
 
 
 def tile_product(item: Item, arg: dict, a: Memory, b: Memory) -> torch.Tensor:
-    """(128, BLOCK_N): what producer and consumers make of a work item."""
+    """(128, BLOCK_N), or EDGE_N more: what producer and consumers make of a work item."""
     k, classes = arg["K"], arg["A_CLASSES"]
     lead = as_python("lead_of")(item.row0, arg["stride_am"], classes)
     row, col, has_more = as_python("find_class")(item.row0, arg["M"], arg["stride_am"], classes)
     assert 0 <= lead < 8
     desc = arg["a_desc"] if has_more or arg["a_class_desc"] is None else arg["a_class_desc"]
-    acc = torch.zeros(128, arg["BLOCK_N"])
+    acc = torch.zeros(128, len(item.columns))
     for step in range(item.first_step, item.last_step):
         first = step * BLOCK_K
         halves = [a.box(desc, [0, row + 64 * i, col + first]) for i in range(2)]
@@ -100,7 +99,11 @@ def tile_product(item: Item, arg: dict, a: Memory, b: Memory) -> torch.Tensor:
         offs_k = first - lead + torch.arange(BLOCK_K)
         if offs_k[0] < 0 or offs_k[-1] >= k:  # clear_outside
             a_block[:, (offs_k < 0) | (offs_k >= k)] = 0
-        acc += a_block @ b.box(arg["b_desc"], [0, first - lead, item.col0])
+        b_block = b.box(arg["b_desc"], [0, first - lead, item.col0])
+        if len(item.columns) > arg["BLOCK_N"]:
+            edge = b.box(arg["edge_desc"], [0, first - lead, item.col0 + arg["BLOCK_N"]])
+            b_block = torch.cat([b_block, edge], 1)
+        acc += a_block @ b_block
     return acc
 
 

@@ -169,26 +169,20 @@ def test_hopper_tiles_shared_by_programs(dtype, precision, epilogue) -> None:
         compiled(p, total)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
-)
-def test_hopper_edges(dtype, precision) -> None:
-    """Of both widths of tiles beside them, whole and shared; exponents are loaded past L1.
-
-    C's rows in classes; aligned ones are compiled in test_chain.py.
-    """
-    p = problem("sm_90", 4096, 4096, 2073, dtype, precision)
+@pytest.mark.parametrize("n", [2049, 2056])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_hopper_edges(dtype, n) -> None:
+    """Beside tiles of every width, shared or not, with rows of C in classes and aligned."""
+    p = problem("sm_90", 4096, 4096, n, dtype)
     edges = [c for c in choices(p) if c.edge_n and c.pack_b and c.pack_a == (dtype == "fp32")]
-    assert len(edges) == (2 if precision == "fp32" else 4)
-    for choice in edges:
-        main, edge = (s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
-        for step in (main, edge):
-            found, ptx = compiled(p, step)
-            assert found.count("HGMMA") > 0
-            assert step.constexprs["CLASSES"] > 1
-        past_l1 = ptx.count("ld.global.cg")
-        assert ptx.count("ld.global") == past_l1
-        assert (past_l1 > 0) == (dtype == "fp32")
+    edges = {(c.tile.block_n, c.tail_split > 1): c for c in edges}
+    assert set(edges) == {(width, shared) for width in (256, 128, 64) for shared in (False, True)}
+    for choice in edges.values():
+        gemm = next(s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
+        assert (gemm.constexprs["CLASSES"] > 1) == (n == 2049)
+        found, _ = compiled(p, gemm)
+        assert found.count("HGMMA.64x32x16") == 2 * 4, "of each consumer, from registers"
+        assert found.count("LDSM") == 2 * 4
 
 
 @pytest.mark.parametrize(

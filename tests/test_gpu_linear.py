@@ -70,10 +70,7 @@ def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_hopper_tiles_shared_by_programs(dtype) -> None:
-    """A wave of whole tiles on 132 SMs, finished by one kernel, and shared ones by the other.
-
-    The last ones, or those of an edge.
-    """
+    """A wave of whole tiles on 132 SMs, finished by one kernel, and shared ones by the other."""
     from fastmm_op import launch, running
 
     arch = launch.device_arch(torch.cuda.current_device())
@@ -82,7 +79,7 @@ def test_hopper_tiles_shared_by_programs(dtype) -> None:
     x, weight, bias, residual = make(2048, 520, 2313, dtype)
     epilogue = Epilogue(True, "gelu", True)
     problem = launch.describe(x[None], weight.mT[None], "tf32", arch, epilogue)
-    shared = {(c.tile, c.edge_n): c for c in choices(problem) if c.tail_split == 2}
+    shared = {c.tile: c for c in choices(problem) if c.tail_split == 2}
     assert shared
     for choice in shared.values():
         out = torch.full_like(residual, torch.nan)

@@ -1,4 +1,4 @@
-"""The Hopper kernel's shared last tiles, and edges: who computes what, and who sums it up.
+"""The Hopper kernel's shared last tiles, and wider ones: who computes what, and who sums it up.
 
 hopper_items.py says what the kernel does; the interpreted reduce_tail_kernel finishes the partial
 sums of that.
@@ -16,11 +16,11 @@ from fastmm_op.choices import choices
 from fastmm_op.launches import Launch
 from fastmm_op.partition import (
     a_classes,
-    count_tile_rows,
     count_tiles,
     row_classes,
     tail_tiles,
     whole_tiles,
+    wider_tiles,
 )
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
@@ -46,7 +46,7 @@ def problem(
 
 
 def with_tail(p: Problem) -> list[Choice]:
-    """One choice of each tile width, edge and way of sharing them, by row classes if there are.
+    """One choice of each tile width, edge and way of sharing tiles, by row classes if there are.
 
     Those of C or, if A may be read by classes, those of A.
     """
@@ -64,7 +64,8 @@ def with_tail(p: Problem) -> list[Choice]:
 CASES = {
     "row classes": ((520, 264, 137), {}),
     "row classes, a tile wide": ((512, 264, 127), {}),
-    "row classes, an edge of what wraps": ((512, 264, 129), {}),
+    "row classes, an edge of what wraps": ((640, 264, 129), {}),
+    "row classes, edges beside many tiles": ((1030, 264, 641), {}),
     "row classes of 8": ((1030, 400, 9), {"dtype": "fp16"}),
     "row classes, hi and lo": ((300, 400, 138), {"precision": "fp32"}),
     "classes of A": ((300, 396, 72), {"dtype": "fp16", "layout": "NN"}),
@@ -73,7 +74,7 @@ CASES = {
     "aligned, batch": ((130, 264, 72), {"dtype": "fp16", "batch": 3}),
     "unaligned": ((200, 400, 75), {"dtype": "fp16"}),
     "scaled, batch": ((130, 264, 75), {"batch": 3}),
-    "edges of both widths": ((130, 264, 320), {"dtype": "fp16", "batch": 2}),
+    "edges in a batch": ((300, 264, 672), {"dtype": "fp16", "batch": 2}),
     "one tile": ((3, 400, 2), {}),
 }
 # Fewer tiles than SMs, and several waves.
@@ -87,7 +88,8 @@ def case(name: str, sms: int, epilogue: Epilogue | None = None) -> tuple[Problem
 
 
 def items_of(launches: Iterable[Launch]) -> Iterator[Item]:
-    return (item for s in launches if s.kernel == "gemm_hopper" for item in work_items(s))
+    (step,) = (step for step in launches if step.kernel == "gemm_hopper")
+    return work_items(step)
 
 
 @pytest.mark.parametrize("sms", SMS)
@@ -99,7 +101,7 @@ def test_every_tile_is_computed_once(name, sms) -> None:
     for choice in found:
         # A step more than K has, for those of A's classes may start before it.
         computed = torch.zeros(p.batch, p.M, p.N, cdiv(p.K, BLOCK_K) + 1, dtype=torch.uint8)
-        whole, slots = 0, []
+        whole, wider, slots = 0, 0, []
         for item in items_of(write_plan(p, choice).launches):
             rows, columns = item.rows[item.rows >= 0], item.columns[item.columns >= 0]
             assert item.last_k - item.first_k >= BLOCK_K
@@ -110,12 +112,13 @@ def test_every_tile_is_computed_once(name, sms) -> None:
             if item.slot is None:
                 assert item.last_k - item.first_k == p.K
                 whole += 1
+                wider += len(item.columns) > choice.tile.block_n
             else:
                 slots.append(item.slot)
         assert (computed == 1).all()
-        of_edge = count_tile_rows(p, choice, p.M) if choice.edge_n and not slots else 0
-        assert whole == whole_tiles(p, choice) + of_edge
-        if not choice.edge_n:
+        assert whole == whole_tiles(p, choice)
+        assert wider == wider_tiles(p, choice)
+        if choice.tail_split > 1:
             assert whole % sms == 0
             assert 0 < tail_tiles(p, choice) < sms
         assert sorted(slots) == list(range(choice.tail_split * tail_tiles(p, choice)))
@@ -165,9 +168,9 @@ def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
     want = want.to(dtype)
     found = [choice for choice in found if choice.tail_split > 1]
     assert found or (name, sms) == ("row classes, a tile wide", 4), "four tiles, a whole wave"
-    shares = [choice.tail_split for choice in found if not choice.edge_n]
+    shares = [choice.tail_split for choice in found]
     for choice in found:
-        if not choice.edge_n and choice.tail_split not in (min(shares), max(shares)):
+        if choice.tail_split not in (min(shares), max(shares)):
             continue
         c, in_tail = run_tail(p, choice, a, b, given)
         assert torch.equal(c[in_tail], want[in_tail]), label(choice)
@@ -181,9 +184,8 @@ def run_tail(
     from fastmm_op.running import KERNELS
 
     *others, reduce = write_plan(p, choice).launches
-    block_n = choice.edge_n or choice.tile.block_n
     slots = choice.tail_split * tail_tiles(p, choice)
-    partial = torch.full((slots, BLOCK_M, block_n), torch.nan)
+    partial = torch.full((slots, BLOCK_M, choice.tile.block_n), torch.nan)
     in_tail = torch.zeros(p.batch, p.M, p.N, dtype=torch.bool)
     for item in items_of(others):
         if item.slot is None:
@@ -251,45 +253,52 @@ def test_what_fills_a_third_wave_is_shared(dtype, precision) -> None:
 @pytest.mark.parametrize("n", [2049, 2056, 2063, 2080])
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_a_few_columns_more_than_whole_tiles_are_an_edge(dtype, precision, n) -> None:
-    """Not in two parts, whose tiles are 128 wide at most, so that an edge of 64 gains nothing."""
+    """Not in two parts, which leave no room for them."""
     p = problem(4096, 4096, n, dtype, precision)
     plan = make_plan(p)
     if precision == "fp32":
         assert plan.strategy == "packed+tail"
         return
-    assert plan.strategy.endswith("+tail+edge")
-    main, edge, total = plan.launches[-3:]
-    assert (main.kernel, edge.kernel, total.kernel) == ("gemm_hopper", "gemm_hopper", "reduce_tail")
-    assert (main.constexprs["BESIDE"], edge.constexprs["BESIDE"]) == (False, True)
-    assert (main.constexprs["BLOCK_N"], edge.constexprs["BLOCK_N"]) == (256, 64)
-    assert label(plan.choice).endswith("tail split 2, edge 64")
-    said = reasons(p, plan.choice)
-    columns = f"the last {n - 2048} columns are computed by tiles of 64"
-    assert f"{columns}, beside the last wave of the others" in said
-    assert "the last 32 tiles are shared by 2 programs each and summed in a fixed order" in said
+    assert plan.strategy.endswith("+edge")
+    gemm = plan.launches[-1]
+    assert (gemm.constexprs["BLOCK_N"], gemm.constexprs["EDGE_N"]) == (256, 32)
+    assert gemm.constexprs["STAGES"] == 4
+    assert count_tiles(p, plan.choice) == 32 * 8
+    assert wider_tiles(p, plan.choice) == 32
+    assert label(plan.choice).endswith("edge 32")
+    taken = f"the last {n - 2048} columns are taken along by the last tile of each row"
+    assert f"{taken}, 32 columns wider than the others" in reasons(p, plan.choice)
 
 
-def test_edges_are_narrower_than_the_tiles_beside_them() -> None:
-    """The narrowest that hold them; where no tile does, or none is left over, there is no edge."""
+def test_where_there_may_be_an_edge() -> None:
+    """Where up to 32 columns are left of whole tiles; of one part, and with nothing to finish."""
     for n, widths in (
-        (256, {}),
-        (257, {256: 64, 128: 64}),
-        (320, {256: 64, 128: 64}),
-        (321, {256: 128}),
-        (384, {256: 128}),
-        (385, {128: 64}),
-        (449, {}),
-        (64, {}),
-        (72, {}),
+        (256, set()),
+        (257, {256, 128, 64}),
+        (288, {256, 128, 64}),
+        (289, set()),
+        (321, {64}),
+        (384, set()),
+        (385, {128, 64}),
+        (64, set()),
+        (32, set()),
+        (72, {64}),
     ):
         p = problem(300, 400, n, "bf16")
-        found = {(c.tile.block_n, c.edge_n) for c in choices(p) if c.edge_n}
-        assert found == set(widths.items()), n
-    parts = choices(problem(300, 400, 321, precision="fp32"))
-    assert {c.edge_n for c in parts} == {0}
-    assert {c.edge_n for c in choices(problem(300, 400, 300, precision="fp32"))} == {0, 64}
-    plain = replace(problem(300, 400, 257, "bf16"), arch=ARCHES["sm_89"])
-    assert {c.edge_n for c in choices(plain)} == {0}
+        assert {c.tile.block_n for c in choices(p) if c.edge_n} == widths, n
+    for other in (
+        problem(300, 400, 257, precision="fp32"),
+        replace(problem(300, 400, 257, "bf16"), epilogue=Epilogue(bias=True)),
+        replace(problem(300, 400, 257, "bf16"), arch=ARCHES["sm_89"]),
+    ):
+        assert {c.edge_n for c in choices(other)} == {0}
+
+
+def test_edges_leave_the_ring_as_deep_as_may_be() -> None:
+    """With a slice of C for each consumer, at least."""
+    p = problem(4096, 4096, 4097, "bf16")
+    stages = {c.tile.block_n: c.tile.num_stages for c in choices(p) if c.edge_n}
+    assert stages == {256: 4, 128: 5, 64: 7}
 
 
 def test_only_what_has_a_tail_shares_it() -> None:
@@ -302,8 +311,8 @@ def test_only_what_has_a_tail_shares_it() -> None:
             assert choice.tile.kernel == "gemm_hopper"
             assert choice.split == 1
             assert cdiv(p.K, choice.tail_split) >= 2 * choice.tile.block_k
-            if not choice.edge_n:
-                assert 0 < tail_tiles(p, choice) < 132
-                assert (whole_tiles(p, choice) + tail_tiles(p, choice)) % 132 != 0
+            assert 0 < tail_tiles(p, choice) < 132
+            assert (whole_tiles(p, choice) + tail_tiles(p, choice)) % 132 != 0
+            assert whole_tiles(p, choice) >= wider_tiles(p, choice)
     plain = replace(problem(4096, 1024, 2049, "bf16"), arch=ARCHES["sm_89"])
     assert {c.tail_split for c in choices(plain)} == {1}

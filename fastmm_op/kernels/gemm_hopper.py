@@ -38,9 +38,8 @@ A last wave of few tiles would leave most SMs idle. Given a partial_ptr, work it
 are parts of the tiles from `whole` on, split_k of each: they leave their fp32 accumulators there,
 as they are, for kernels/reduce_tail.py to sum and finish.
 
-A launch may be asked for some columns of C: where N leaves a few columns of whole tiles, narrower
-tiles of a launch beside it compute those, one on each SM that the first one's last wave leaves
-idle, and the rest behind it.
+Where N leaves a few columns of whole tiles, the last tile of a row takes these along: EDGE_N more
+columns of B for the same A, in accumulators of their own. They are stored as they lie.
 
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
@@ -147,27 +146,60 @@ def find_class(row0, M, stride_am, A_CLASSES: gl.constexpr):
 
 
 @gluon.jit
-def producer(
-    a_desc, a_class_desc, b_desc, ring, sizes, batch_steps, lo_offset, strides,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr,
-    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+def count_column_tiles(N, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr):
+    """Tiles of a row, without the wider one that EDGE_N makes of the last whole one."""
+    if EDGE_N == 0:
+        return gl.cdiv(N, BLOCK_N)
+    else:
+        return N // BLOCK_N - 1
+
+
+@gluon.jit
+def item_of_width(
+    work, tiles_m, tiles_n, batch, whole, split_k,
+    EDGE_N: gl.constexpr, GROUP_M: gl.constexpr, TAIL: gl.constexpr,
 ):  # fmt: skip
-    a_smem, b_smem, full, empty = ring
-    M, _, K, batch, split_k, whole, first_n, count_n = sizes
+    """work_item of the tiles_n columns of tiles; or, by EDGE_N, of the wider ones behind them."""
+    if EDGE_N == 0:
+        return work_item(work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL)
+    else:
+        return work % tiles_m, tiles_n, work // tiles_m, 0, 1
+
+
+@gluon.jit
+def next_program(program, programs, done):
+    """The place of a program among those that go on after so many work items."""
+    return (program + programs - done % programs) % programs
+
+
+@gluon.jit
+def load_columns(b_desc, batch, col, k, bar, dst, K_MAJOR: gl.constexpr):
+    if K_MAJOR:
+        tma_load(b_desc, [batch, col, k], bar, dst)
+    else:
+        tma_load(b_desc, [batch, k, col], bar, dst)
+
+
+@gluon.jit
+def load_tiles(
+    descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset, strides,
+    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+    TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+):  # fmt: skip
+    """Loads what the work items from `first` on need that are this program's, of one width."""
+    a_desc, a_class_desc, b_desc, edge_desc = descriptors
+    a_smem, b_smem, edge_smem, full, empty = ring
+    M, _, K, batch, split_k, whole = sizes
+    tiles_m, tiles_n = tiles
     a_step, b_step = batch_steps
     stride_am, stride_cm = strides
-    tiles_m = count_row_tiles(M, A_CLASSES)
-    tiles_n = gl.cdiv(count_n, BLOCK_N)
-    items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
-    stage = 0
-    phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
-    for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        pid_m, pid_n, z, split, splits = work_item(
-            work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
+    for work in range(first, items, gl.num_programs(0)):
+        pid_m, pid_n, z, split, splits = item_of_width(
+            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
         )
         row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR)
-        col0 = first_n + pid_n * BLOCK_N + shift
+        col0 = pid_n * BLOCK_N + shift
         lead = lead_of(row0, stride_am, A_CLASSES)
         long_row, long_col, has_more = find_class(row0, M, stride_am, A_CLASSES)
         k_first, k_last = k_range(split, K + lead, splits)
@@ -176,7 +208,7 @@ def producer(
         for step in range(k_first, k_last):
             bar = full.index(stage)
             mbarrier.wait(empty.index(stage), phase)
-            mbarrier.expect(bar, PARTS * (BLOCK_M + BLOCK_N) * BLOCK_K * 2)
+            mbarrier.expect(bar, PARTS * (BLOCK_M + BLOCK_N + EDGE_N) * BLOCK_K * 2)
             for part in gl.static_range(PARTS):
                 k = step * BLOCK_K + part * lo_offset
                 slot = stage * PARTS + part
@@ -201,11 +233,40 @@ def producer(
                         tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
                     else:
                         tma_load(a_desc, [a_batch, k, row0 + i * WARPGROUP_M], bar, a_dst)
-                if B_K_MAJOR:
-                    tma_load(b_desc, [b_batch, col0, k], bar, b_smem.index(slot))
-                else:
-                    tma_load(b_desc, [b_batch, k - lead, col0], bar, b_smem.index(slot))
+                load_columns(b_desc, b_batch, col0, k - lead, bar, b_smem.index(slot), B_K_MAJOR)
+                if EDGE_N:
+                    edge0, dst = col0 + BLOCK_N, edge_smem.index(slot)
+                    load_columns(edge_desc, b_batch, edge0, k - lead, bar, dst, B_K_MAJOR)
             stage, phase = advance(stage, phase, STAGES)
+    return stage, phase
+
+
+@gluon.jit
+def producer(
+    descriptors, ring, sizes, batch_steps, lo_offset, strides,
+    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+    TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+):  # fmt: skip
+    M, N, _, batch, split_k, whole = sizes
+    tiles = (count_row_tiles(M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    stage = 0
+    phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
+    first = gl.program_id(0)
+    if EDGE_N:
+        edge_items = tiles[0] * batch
+        stage, phase = load_tiles(
+            descriptors, ring, stage, phase, first, edge_items, tiles, sizes, batch_steps,
+            lo_offset, strides, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
+            False, A_K_MAJOR, B_K_MAJOR,
+        )  # fmt: skip
+        first = next_program(first, gl.num_programs(0), edge_items)
+    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
+    load_tiles(
+        descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset,
+        strides, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR,
+        B_K_MAJOR,
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -277,59 +338,68 @@ def apply_exponents(x, row_e, col_e, wide):
 
 
 @gluon.jit
-def consumer(
-    output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
-    INDEX: gl.constexpr,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
-    A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
-    ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
-    ONE_STEP: gl.constexpr, BESIDE: gl.constexpr,
+def scale_edge(x, row_e, col_exp_ptr, col0, shift, N):
+    """x (64, EDGE_N), which starts at col0, by its rows' and columns' exponents."""
+    layout: gl.constexpr = x.type.layout
+    cols = col0 + gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))
+    inside = cols < N + shift
+    cols = gl.where(cols < N, cols, cols - N)
+    col_e = gl.load(col_exp_ptr + cols, mask=inside, other=0)
+    row_e = gl.convert_layout(row_e, gl.SliceLayout(1, layout), assert_trivial=True)
+    return apply_exponents(x, row_e, col_e, True)
+
+
+@gluon.jit
+def compute_tiles(
+    output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
+    exp_steps, strides, epilogue,
+    INDEX: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
+    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+    SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
 ):  # fmt: skip
+    """Multiplies, finishes and stores this program's work items from `first` on, of one width."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
     SLICES: gl.constexpr = BLOCK_N // SLICE_N
-    # Beside another launch it has not waited for packing itself: from L2 (kernels/chain.py).
-    CACHE: gl.constexpr = ".cg" if BESIDE else ""
-    a_smem, b_smem, full, empty = ring
-    M, N, K, batch, split_k, whole, first_n, count_n = sizes
+    a_smem, b_smem, edge_smem, full, empty = ring
+    M, N, K, batch, split_k, whole = sizes
+    tiles_m, tiles_n = tiles
     row_exp_step, col_exp_step = exp_steps
     stride_am, stride_cz, stride_cm = strides
     c_ptr, c_desc, c_smem, partial_ptr = output
-    TAIL: gl.constexpr = partial_ptr is not None
     bias_ptr, residual_ptr = epilogue
-    tiles_m = count_row_tiles(M, A_CLASSES)
-    tiles_n = gl.cdiv(count_n, BLOCK_N)
-    items = count_work(tiles_m * tiles_n * batch, whole, split_k, TAIL)
-    stage = 0
-    phase = 0
-    for work in range(gl.program_id(0), items, gl.num_programs(0)):
-        pid_m, pid_n, z, split, splits = work_item(
-            work, tiles_m, tiles_n, batch, whole, split_k, GROUP_M, TAIL
+    rearranged: gl.constexpr = CLASSES == 1 or c_ptr.dtype.element_ty.primitive_bitwidth == 16
+    for work in range(first, items, gl.num_programs(0)):
+        pid_m, pid_n, z, split, splits = item_of_width(
+            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
         )
         tile_row0, row_step, in_class, shift = tile_rows(
             pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR
         )
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
-        col0 = first_n + pid_n * BLOCK_N + shift
+        col0 = pid_n * BLOCK_N + shift
         lead = lead_of(tile_row0, stride_am, A_CLASSES)
         k_first, k_last = k_range(split, K + lead, splits)
         if SCALED:  # asked for here, used after the main loop, which hides the latency
             row_exp = row_exp_ptr + (z % batch).to(gl.int64) * row_exp_step
             col_exp = col_exp_ptr + (z % batch).to(gl.int64) * col_exp_step
             rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, SLICE))
-            row_e = gl.load(row_exp + rows, mask=rows < M, other=0, cache_modifier=CACHE)
+            row_e = gl.load(row_exp + rows, mask=rows < M, other=0)
             offs = gl.arange(0, BLOCK_N, FLAT)
             cols = col0 + offs
             cols = gl.where(cols < N, cols, cols - N)
             inside = col0 - shift + offs < N
-            flat_col_e = gl.load(col_exp + cols, mask=inside, other=0, cache_modifier=CACHE)
+            flat_col_e = gl.load(col_exp + cols, mask=inside, other=0)
             flat_rows = row0 + row_step * (offs % WARPGROUP_M)
-            inside = flat_rows < M
-            flat_row_e = gl.load(row_exp + flat_rows, mask=inside, other=0, cache_modifier=CACHE)
+            flat_row_e = gl.load(row_exp + flat_rows, mask=flat_rows < M, other=0)
 
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
+        if EDGE_N:
+            EDGE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, EDGE_N, 16])
+            edge = gl.zeros((WARPGROUP_M, EDGE_N), gl.float32, EDGE)
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
             if PARTS == 2:
@@ -339,16 +409,26 @@ def consumer(
                 a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
                 if A_CLASSES > 1:
                     clear_outside(a, step * BLOCK_K - lead, K)
+                if EDGE_N:  # few columns: A would be read again more slowly than it is multiplied
+                    a_part = a.load(gl.DotOperandLayout(0, EDGE, 2))
+                    b = matrix_view(edge_smem.index(stage), B_K_MAJOR, EDGE_N).permute([1, 0])
+                    edge_pending = warpgroup_mma(a_part, b, edge, is_async=True)
                 b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
                 pending = warpgroup_mma(a, b, acc, is_async=True)
-                acc = warpgroup_mma_wait(1, deps=(pending,))
+                if EDGE_N:
+                    acc, edge = warpgroup_mma_wait(1, deps=(pending, edge_pending))
+                else:
+                    acc = warpgroup_mma_wait(1, deps=(pending,))
                 mbarrier.arrive(empty.index(before(stage, STAGES)), pred=step > k_first)
             stage, phase = advance(stage, phase, STAGES)
         if SCALED:  # under the last wgmma
             exponents.store(flat_col_e)
             wide = gl.max(gl.maximum(gl.abs(flat_row_e), gl.abs(flat_col_e)), 0) > NARROW
         if PARTS == 1:
-            acc = warpgroup_mma_wait(0, deps=(acc,))
+            if EDGE_N:
+                acc, edge = warpgroup_mma_wait(0, deps=(acc, edge))
+            else:
+                acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(empty.index(before(stage, STAGES)), pred=k_last > k_first)
 
         finished = True
@@ -368,13 +448,13 @@ def consumer(
                 if SCALED:
                     col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
                     x = apply_exponents(x, row_e, col_e, wide)
-                if bias_ptr is not None:
-                    x += load_bias(bias_ptr, col0 + i * SLICE_N, shift, N, SLICE_N, SLICE)
                 col = col0 + i * SLICE_N
+                if bias_ptr is not None:
+                    x += load_bias(bias_ptr, col, shift, N, SLICE_N, SLICE)
                 if c_desc is None:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
                                 stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, CLASSES == 1)  # fmt: skip
+                                STREAMS, rearranged)  # fmt: skip
                 elif CLASSES == 1:
                     copy_slice(c_desc, c_smem, x, z, row0, col, i, ACTIVATION)
                 elif is_whole(in_class, col0, N, BLOCK_N):
@@ -383,12 +463,51 @@ def consumer(
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
                                 stride_cm, None, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, False)  # fmt: skip
+                                STREAMS, rearranged)  # fmt: skip
+            if EDGE_N:
+                edge0 = col0 + BLOCK_N
+                if SCALED:
+                    edge = scale_edge(edge, row_e, col_exp, edge0, shift, N)
+                store_slice(c_z, edge, row0, row_step, in_class, edge0, shift, M, N,
+                            stride_cm, None, ALIGNED, CLASSES, "none", STREAMS, False)  # fmt: skip
+    return stage, phase
+
+
+@gluon.jit
+def consumer(
+    output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
+    INDEX: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
+    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
+    SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
+):  # fmt: skip
+    M, N, _, batch, split_k, whole = sizes
+    tiles = (count_row_tiles(M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    stage = 0
+    phase = 0
+    first = gl.program_id(0)
+    if EDGE_N:
+        edge_items = tiles[0] * batch
+        stage, phase = compute_tiles(
+            output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, edge_items,
+            tiles, sizes, exp_steps, strides, epilogue, INDEX, BLOCK_N, EDGE_N, GROUP_M, STAGES,
+            PARTS, A_CLASSES, CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+            ACTIVATION, STREAMS, SLICE_N, ONE_STEP,
+        )  # fmt: skip
+        first = next_program(first, gl.num_programs(0), edge_items)
+    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
+    compute_tiles(
+        output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
+        exp_steps, strides, epilogue, INDEX, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
+        VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS, SLICE_N, ONE_STEP,
+    )  # fmt: skip
+    _, c_desc, _, _ = output
     if c_desc is not None:
         tma.store_wait(0)  # shared memory lives no longer than the program
 
 
-SIZES = ["M", "N", "K", "batch", "split_k", "whole", "first_n", "count_n"]
+SIZES = ["M", "N", "K", "batch", "split_k", "whole"]
 STRIDES = ["stride_am", "stride_cz", "stride_cm", "a_step", "b_step", "row_exp_step"]
 STRIDES += ["col_exp_step", "lo_offset"]
 
@@ -398,29 +517,27 @@ def gemm_hopper_kernel(
     a_desc,  # (batch, M, K) or (batch, K, M); by A_CLASSES (1, cdiv(M, A_CLASSES), a long row)
     a_class_desc,  # (M // CLASSES, CLASSES, K); (1, M // A_CLASSES, a long row); or None
     b_desc,  # (batch, N, K) or (batch, K, N)
+    edge_desc,  # the same in boxes of EDGE_N, or None
     c_ptr,  # (batch, M, N); without a tail (split_k * batch, M, N), unscaled sums if split_k > 1
     c_desc,  # the same, by CLASSES (1, M // CLASSES, a long row), or None
     partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
-    M, N, K, batch, split_k, whole, first_n, count_n,
+    M, N, K, batch, split_k, whole,
     stride_am,  # read by A_CLASSES, or None
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
-    BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr,
-    A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
+    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
-    C_BUFFERS: gl.constexpr, ONE_STEP: gl.constexpr,
-    BESIDE: gl.constexpr, WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
+    C_BUFFERS: gl.constexpr, ONE_STEP: gl.constexpr, WAITS: gl.constexpr, LETS_NEXT: gl.constexpr,
 ):  # fmt: skip
     """a_step and b_step are 1, or 0 for an operand that all batch items share; see the module.
 
     A long row is A_CLASSES rows, up to the last that is read. a_desc has those of the classes that
     have a row more than the others, which have theirs in a_class_desc.
-    whole: tiles before the tail. split_k: programs that share a tile of the tail or, without one,
-    every tile. first_n, count_n: the columns of C that are computed.
-    BESIDE: the launch ahead computes the other columns, and has waited for what both read. So this
-    one starts wherever that one leaves room, and only ends behind it.
+    whole: tiles before the tail, without those that EDGE_N makes wider. split_k: programs that
+    share a tile of the tail or, without one, every tile.
     SLICE_N: columns of C that are finished and stored at a time.
     """
     gl.static_assert(gl.num_warps() == 4, "a consumer is one warpgroup")
@@ -429,6 +546,9 @@ def gemm_hopper_kernel(
         gl.static_assert(A_K_MAJOR and not B_K_MAJOR and PARTS == 1)
         gl.static_assert(CLASSES == 1 and c_desc is None)
     gl.static_assert(PARTS == 1 or (A_K_MAJOR and B_K_MAJOR))
+    if EDGE_N:
+        gl.static_assert(PARTS == 1 and bias_ptr is None and residual_ptr is None)
+        gl.static_assert(ACTIVATION == "none")
     VECTOR: gl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     a_shape: gl.constexpr = [STAGES * PARTS * 2] + a_desc.block_shape
@@ -441,7 +561,12 @@ def gemm_hopper_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
-    ring = (a_smem, b_smem, full, empty)
+    descriptors = (a_desc, a_class_desc, b_desc, edge_desc)
+    ring = (a_smem, b_smem, None, full, empty)
+    if edge_desc is not None:
+        edge_shape: gl.constexpr = [STAGES] + edge_desc.block_shape
+        edge_smem = gl.allocate_shared_memory(edge_desc.dtype, edge_shape, edge_desc.layout)
+        ring = (a_smem, b_smem, edge_smem, full, empty)
     outputs = ((c_ptr, None, None, partial_ptr), (c_ptr, None, None, partial_ptr))
     if c_desc is not None:
         gl.static_assert(BLOCK_N // SLICE_N % C_BUFFERS == 0)
@@ -449,25 +574,23 @@ def gemm_hopper_kernel(
         c_smem_0 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         c_smem_1 = gl.allocate_shared_memory(c_desc.dtype, c_shape, c_desc.layout)
         outputs = ((c_ptr, c_desc, c_smem_0, partial_ptr), (c_ptr, c_desc, c_smem_1, partial_ptr))
-    sizes = (M, N, K, batch, split_k, whole, first_n, count_n)
+    sizes = (M, N, K, batch, split_k, whole)
     exp_steps = (row_exp_step, col_exp_step)
     strides = (stride_am, stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
-    if not BESIDE:
-        wait_for_previous(WAITS)
+    TAIL: gl.constexpr = partial_ptr is not None
+    wait_for_previous(WAITS)
     let_next_start(LETS_NEXT)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
-                    exp_steps, strides, epilogue, 0, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
-                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N, ONE_STEP, BESIDE)),
+                    exp_steps, strides, epilogue, 0, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS,
+                    A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+                    ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
-                    exp_steps, strides, epilogue, 1, BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES,
-                    CLASSES, VECTOR, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS,
-                    SLICE_N, ONE_STEP, BESIDE)),
-        (producer, (a_desc, a_class_desc, b_desc, ring, sizes, (a_step, b_step), lo_offset,
-                    (stride_am, stride_cm), BLOCK_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
-                    VECTOR, partial_ptr is not None, A_K_MAJOR, B_K_MAJOR)),
+                    exp_steps, strides, epilogue, 1, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS,
+                    A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+                    ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
+        (producer, (descriptors, ring, sizes, (a_step, b_step), lo_offset, (stride_am, stride_cm),
+                    BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL,
+                    A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip
-    if BESIDE:
-        wait_for_previous(WAITS)

@@ -25,9 +25,9 @@ def store_layout(mma_layout, bits, aligned, rearranged, columns):
     an H200 takes 4.29 GB of them in 1.05 to 1.19 ms, and in 1.5 straight from the wgmma layout,
     whose warps write 32 bytes of eight rows (benchmarks/results/NVIDIA_H200/
     storing_2026-11-28.txt).
-    fp32 may go that way all the same, where shared memory or registers have no room for another.
+    C may go that way all the same, where shared memory or registers have no room for another.
     """
-    if bits == 32 and not rearranged:
+    if not rearranged:
         return mma_layout
     if not aligned:
         return gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])

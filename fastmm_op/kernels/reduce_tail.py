@@ -39,7 +39,7 @@ def reduce_tail_kernel(
     c_ptr,  # (batch, M, N); the tail's tiles are written
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
-    M, N, whole, tail_tiles, first_n,
+    M, N, tiles_n, whole, tail_tiles,
     stride_row_exp, stride_col_exp,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, GROUP_M: tl.constexpr,
     SPLITS: tl.constexpr, A_CLASSES: tl.constexpr, CLASSES: tl.constexpr,
@@ -47,21 +47,19 @@ def reduce_tail_kernel(
 ):  # fmt: skip
     """BLOCK_R rows of a tile a program: summed in order, scaled, finished, rounded once.
 
-    whole: tiles before the tail, in the order of gemm_hopper_kernel; they start at column first_n.
+    whole: tiles before the tail, in the order of gemm_hopper_kernel, in tiles_n columns of them.
     """
     let_next_start(LETS_NEXT)
     VECTOR: tl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     chunks: tl.constexpr = BLOCK_M // BLOCK_R
     tail_tile = tl.program_id(0) // chunks
     tiles_m = tl.cdiv(M, BLOCK_M * A_CLASSES) * A_CLASSES
-    tiles_n = tl.cdiv(N - first_n, BLOCK_N)
     tile = whole + tail_tile
     item = (tile // (tiles_m * tiles_n)).to(tl.int64)
     tile_m, tile_n = tile_coordinates(tile % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
     first_row, row_step, first_column, shift = tile_of_c(
         tile_m, tile_n, M, N, BLOCK_M, BLOCK_N, A_CLASSES, CLASSES, VECTOR
     )
-    first_column += first_n
 
     offs_r = tl.program_id(0) % chunks * BLOCK_R + tl.arange(0, BLOCK_R)  # in the tile
     offs_n = tl.arange(0, BLOCK_N)
