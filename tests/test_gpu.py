@@ -128,7 +128,7 @@ EDGES = {
     "several waves, row classes": ((4160, 520, 2073), 1),
     "more than a wave of wider tiles": ((17408, 136, 528), 1),
     "batch": ((300, 520, 784), 20),
-    "few rows": ((70, 3000, 2049), 1),
+    "few rows": ((70, 500, 2049), 1),
 }
 
 

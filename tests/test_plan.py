@@ -165,8 +165,9 @@ def elements_reached(step: Launch, arg: dict) -> dict[str, int]:
         }
         assert (arg["stride_cz"], arg["stride_cm"]) == (m * n, n)
         tile_m, tile_n = 128, arg["BLOCK_N"]
-        tiles = batch * row_tiles(arg, tile_m) * -(-arg["count_n"] // tile_n)
-        assert 0 <= arg["whole"] < tiles
+        tiles_n = n // tile_n - 1 if arg["EDGE_N"] else -(-n // tile_n)
+        tiles = batch * row_tiles(arg, tile_m) * tiles_n
+        assert 0 <= arg["whole"] <= tiles
         partial = (tiles - arg["whole"]) * arg["split_k"] * tile_m * tile_n
         return exponents | {"c_ptr": products, "partial_ptr": partial}
     if step.kernel == "gemm_tf32_hopper":
