@@ -11,6 +11,7 @@ from fastmm_op.partition import (
     is_transposed,
     row_classes,
     stores_are_aligned,
+    tail_tiles,
     whole_tiles,
     wider_tiles,
 )
@@ -67,8 +68,10 @@ def gemm_hopper_launch(
     if choice.edge_n:
         edge_desc = operand_descriptor(b, batch, N + wrap, b_k, choice.edge_n, tile.block_k)
     split = choice.tail_split if tail else choice.split
-    whole = whole_tiles(problem, choice) if tail else 0
-    work = whole + (count_tiles(problem, choice) - whole) * split
+    whole, work = 0, count_tiles(problem, choice) * split
+    if tail:
+        work = whole_tiles(problem, choice) + tail_tiles(problem, choice) * split
+        whole = whole_tiles(problem, choice) - wider_tiles(problem, choice)
     epilogue = product_epilogue(problem, choice)
     stores = stores_of_c(problem, choice, target)
     return Launch(
@@ -77,7 +80,7 @@ def gemm_hopper_launch(
         (a_desc, a_class_desc, b_desc, edge_desc, target, stores.descriptor, tail)
         + (a.row_exp, b.row_exp)
         + epilogue_pointers(problem, epilogue)
-        + (M, N, K, batch, split, max(0, whole - wider_tiles(problem, choice)))
+        + (M, N, K, batch, split, whole)
         + (a.row_stride if of_a > 1 else None, M * N, N)
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),

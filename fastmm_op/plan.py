@@ -232,7 +232,7 @@ def reasons(problem: Problem, choice: Choice | None) -> tuple[str, ...]:
     launches = write_plan(problem, choice).launches
     if any(step.constexprs.get("STREAMS") for step in launches):
         said.append("K is short and L2 cannot hold c: it is stored past L2")
-    early = sum(step.dependent for step in launches)
+    early = sum(step.constexprs["LETS_NEXT"] for step in launches)
     if early:
         said.append(f"{early} of {len(launches)} kernels start before the one ahead has ended")
     best: dict[str, float] = {}

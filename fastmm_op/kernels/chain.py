@@ -6,9 +6,8 @@ what was there before the call, and must wait (``wait_for_previous``) before it 
 call's own kernels write. Every program of a dependent waits, so it never ends before those ahead of
 it, and what follows the last one is behind them all.
 
-A kernel that computes a part of the product beside the one ahead of it needs nothing of that one,
-and waits at its end only. What it reads was written before the one ahead let it start, which has
-waited for that; it loads it from L2, where what is waited for is.
+Behind a kernel that says nothing a dependent starts when that one has ended, but has been made
+ready before.
 """
 
 import triton
