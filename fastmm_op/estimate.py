@@ -30,9 +30,8 @@ from fastmm_op.tiles import (
     uses_wgmma,
 )
 
-# What the columns that a last tile takes along cost, in tiles of 128 x 256: 0.23 of programs that have
-# two tiles each, less where they have many: 8192x8192x8200 in bf16 took 1455 us, and 1600 by 33
-# columns of tiles (benchmarks/results/NVIDIA_H200/wider_tiles_2026-11-28.txt).
+# What a wider tile costs more, in tiles of 128 x 256: 0.23 of programs of two tiles, less of many
+# (8192x8192x8200; benchmarks/results/NVIDIA_H200/wider_tiles_2026-11-28.txt).
 EDGE_TILES = 0.15
 # One trip through the main loop cannot be faster than the latency of its copies and products.
 STEP_SECONDS = 0.2e-6

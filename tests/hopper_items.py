@@ -19,7 +19,7 @@ BLOCK_M, BLOCK_K = 128, 64
 
 @cache
 def as_python(name: str) -> FunctionType:
-    """A scalar function of kernels/gemm_hopper.py that Python runs."""
+    """A scalar function that kernels/gemm_hopper.py uses, for Python to run."""
     from fastmm_op.kernels import gemm_hopper
 
     return Program(0, 1).port(getattr(gemm_hopper, name))

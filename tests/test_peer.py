@@ -121,6 +121,22 @@ def test_later_runs_in_fp32(card) -> None:
     assert len(wrong) <= 0.05 * len(rows), wrong
 
 
+def test_a_large_c_of_a_short_k_is_taken() -> None:
+    """Where cuBLAS was measured; not of fp32, of a longer K, a C in L2, a batch, or odd rows."""
+    one = recorded(LATEST["kernelbench/32768x64x32768-NN-bf16", "eager"])
+    assert peer.memory_bound(one)
+    assert decide.decide(one, ALONE).take
+    for other in (
+        replace(one, K=65),
+        replace(one, M=512),
+        replace(one, batch=2),
+        replace(one, N=32769),
+        replace(one, arch=ARCHES["sm_89"]),
+        replace(one, dtype="fp32", precision="fp32"),
+    ):
+        assert not peer.moves_slowly(other)
+
+
 def test_few_rows_in_fp32_on_another_card() -> None:
     """The H100's, for which nothing but its memory differs from the H200's model."""
     card, ratios = "NVIDIA_H100_80GB_HBM3", {}

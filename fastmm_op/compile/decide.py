@@ -35,7 +35,7 @@ def decide(problem: Problem, around: Surroundings) -> Verdict:
     """Take a product only where the models predict a win; ties stay with Inductor."""
     if 0 in (problem.batch, problem.M, problem.N, problem.K):
         return Verdict(False, "a size is zero")
-    if peer.memory_bound(problem) and not peer.reads_slowly(problem):
+    if peer.memory_bound(problem) and not peer.moves_slowly(problem):
         return Verdict(False, "bound by memory traffic: nothing to gain")
     theirs, how = peer.inductor_seconds(problem, around)
     if theirs < HOST_SECONDS and not around.graphs:

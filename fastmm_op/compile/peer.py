@@ -28,6 +28,8 @@ class Rates:
         few_rows: bytes a second that slow products of few rows reach, whatever the memory could
             give: those of fp32, and others that read elements one by one. Empty if nobody has
             looked.
+        storing: the share of the memory's bandwidth at which products of a short K store a large C;
+            None if nobody has looked.
     """
 
     fp32_flops: float
@@ -35,6 +37,7 @@ class Rates:
     tf32: dict[int, float]
     tf32_tn: float = 1.0
     few_rows: dict[str, float] = field(default_factory=dict)
+    storing: float | None = None
 
 
 RATES = {
@@ -45,13 +48,15 @@ RATES = {
     # fp32 take 98-144 us for 180 MB, on an H100 107-149 (matmul_fp32.json); in TF32, TN takes 1.2
     # to 2.1 times as long as NN, mostly 1.5 (study_2026-11-25_split.txt). Elements one by one take
     # 85-160 us of 16 bits (90 MB) and 79-88 in TF32 (180 MB), on an H100 89-163 and 94-98
-    # (matmul.json).
+    # (matmul.json). 32768x64x32768 and 32768x32x32768 are stored at 0.74 to 0.82 of the bandwidth
+    # on an H200, on an H100 at 0.82 to 0.93 (matmul.json); ours took 0.81 to 0.98 of the time.
     "sm_90": Rates(
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},
         {16: 0.56, 8: 0.36, 4: 0.19},
         tf32_tn=0.7,
         few_rows={"fp32": 1.5e12, "half": 1.05e12, "tf32": 2.27e12},
+        storing=0.8,
     ),
 }
 
@@ -63,6 +68,8 @@ ALIGNED_TILES = {
     "tf32": ((128, 256),),
     "half": ((128, 128), (128, 160), (128, 192), (128, 256), (192, 128), (192, 192), (256, 128)),
 }
+# The longest K with which storing C takes longest.
+SHORT_K = 64
 # Programs that share K where there are few tiles keep at least this much of it each.
 MIN_SPLIT_K = 512
 # As BANDWIDTH, where a product of a few rows reads elements one by one: the H200's rates, as shares
@@ -153,7 +160,12 @@ def memory_bound(problem: Problem) -> bool:
 
 
 def bandwidth_share(problem: Problem) -> float:
-    """What cuBLAS reaches of a large copy's bandwidth. Less beside A's 2 to FEW_ROWS rows."""
+    """What cuBLAS reaches of a large copy's bandwidth.
+
+    Less where it mostly stores, and beside A's 2 to FEW_ROWS rows.
+    """
+    if mostly_stores(problem):
+        return RATES[problem.arch.name].storing or BANDWIDTH
     what = kind(problem)
     # Of fp32 this was measured of matrices that come from memory.
     measured = what == "half" or (problem.batch == 1 and traffic(problem) > problem.arch.l2_bytes)
@@ -167,7 +179,14 @@ def bandwidth_share(problem: Problem) -> float:
     return min(BANDWIDTH, rates[what] / problem.arch.bandwidth)
 
 
-def reads_slowly(problem: Problem) -> bool:
+def mostly_stores(problem: Problem) -> bool:
+    """Whether an aligned C that L2 cannot hold is made of a short K, in TF32 or 16 bits."""
+    c_bytes = problem.M * problem.N * ITEMSIZE[problem.dtype]
+    short = problem.batch == 1 and problem.K <= SHORT_K and c_bytes > problem.arch.l2_bytes
+    return short and kind(problem) != "fp32" and alignment(problem) == COPY_BYTES
+
+
+def moves_slowly(problem: Problem) -> bool:
     """Whether cuBLAS is far from the memory's bandwidth, so that there is something to gain."""
     return bandwidth_share(problem) < BANDWIDTH
 
