@@ -37,6 +37,7 @@ SOURCES = (
     "kernels/*.py",
     "chains.py",
     "choices.py",
+    "epilogue.py",
     "kept.py",
     "launches.py",
     "multiplying.py",
@@ -44,6 +45,7 @@ SOURCES = (
     "packing.py",
     "partition.py",
     "plan.py",
+    "shared_memory.py",
     "tile_order.py",
     "tiles.py",
 )
