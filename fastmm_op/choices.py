@@ -96,8 +96,7 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if chain_is_short(problem, kind, split, tile.kernel):
                     yield choice
                     yield from tail_splits(problem, choice)
-                    if kind != "hi and lo":
-                        yield from with_edge(problem, choice)
+                    yield from with_edge(problem, choice, kind)
                 yield from in_slabs(problem, choice)
     yield from in_b_classes(problem)
 
@@ -274,14 +273,17 @@ def tail_splits(problem: Problem, choice: Choice) -> Iterator[Choice]:
             yield shared
 
 
-def with_edge(problem: Problem, choice: Choice) -> Iterator[Choice]:
+def with_edge(problem: Problem, choice: Choice, kind: str) -> Iterator[Choice]:
     """The choice, and its last wave shared, with wider last tiles for what N leaves of whole ones.
 
     With as many stages of the ring as leave room for their columns. Not with an epilogue, nor
-    beside the products of two parts: there are no registers for it.
+    beside the products of two parts: there are no registers for it. kind: of its operands, a key of
+    TILES.
     """
     tile, left = choice.tile, problem.N % choice.tile.block_n
-    if tile.kernel != "gemm_hopper" or choice.split > 1 or problem.epilogue != Epilogue():
+    if tile.kernel != "gemm_hopper" or choice.split > 1:
+        return
+    if problem.epilogue != Epilogue() or kind == "hi and lo":
         return
     if not 0 < left <= EDGE_N or left == problem.N:
         return

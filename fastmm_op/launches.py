@@ -100,25 +100,21 @@ def chained(launches: Iterable[Launch], overlap: bool) -> tuple[Launch, ...]:
     Args:
         overlap: whether the card can start one before the other has ended; else all stay apart.
     """
-    launches = tuple(launches)
-    early = [starts_early(*pair) for pair in zip(launches, [*launches[1:], None], strict=True)]
-    return tuple(
-        replace(
-            step,
-            constexprs={**step.constexprs, "WAITS": overlap and place > 0, "LETS_NEXT": lets_next},
-            dependent=overlap and place > 0,
-        )
-        for place, (step, lets_next) in enumerate(
-            zip(launches, [*(overlap and x for x in early[1:]), False], strict=True)
-        )
-    )
+    launches, found = tuple(launches), []
+    for place, step in enumerate(launches):
+        dependent = overlap and place > 0
+        behind = launches[place + 1 : place + 3]
+        lets_next = overlap and bool(behind) and starts_early(*behind)
+        marks = {"WAITS": dependent, "LETS_NEXT": lets_next}
+        found.append(replace(step, constexprs=step.constexprs | marks, dependent=dependent))
+    return tuple(found)
 
 
-def starts_early(step: Launch, following: Launch | None) -> bool:
+def starts_early(step: Launch, following: Launch | None = None) -> bool:
     """Whether the kernel ahead should let a dependent launch start before it has ended itself.
 
-    If not, the launch is only made ready meanwhile, and starts at once when that one has ended. So
-    does gemm_hopper where it stores tiles without TMA: C, or the rows that C's classes leave, or
+    If not, the launch is only made ready meanwhile, and starts at once when that one has ended. It
+    suits gemm_hopper where it stores tiles without TMA: C, or the rows that C's classes leave, or
     the partial sums of shared tiles, which reduce_tail adds. Of C it otherwise took 14 to 19 %
     longer itself in three of five cases
     (benchmarks/results/NVIDIA_H100_80GB_HBM3/chained_2026-11-27.txt), and with shared tiles

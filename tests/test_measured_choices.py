@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 def test_measured_cases(file, memory_peak, cases) -> None:
     """Of some 17 choices a case within 5 % of the fastest, in nine tenths of the cases.
 
-    What is planned but was not among them may have been timed since, in the suite. A change of the
-    model may plan what nobody has timed; if it does so in many cases, they are to be timed.
+    Wider last tiles did not exist then, and were timed since, in the suite. A change of the model
+    may plan what nobody has timed; if it does so in many cases, they are to be timed.
     """
     rows = json.loads((RESULTS / f"{file}.json").read_text())["rows"]
     suite = json.loads((RESULTS / file).with_name("matmul.json").read_text())["rows"]

@@ -39,7 +39,8 @@ are parts of the tiles from `whole` on, split_k of each: they leave their fp32 a
 as they are, for kernels/reduce_tail.py to sum and finish.
 
 Where N leaves a few columns of whole tiles, the last tile of a row takes these along: EDGE_N more
-columns of B for the same A, in accumulators of their own. They are stored as they lie.
+columns of B for the same A, in accumulators of their own. They are stored as they lie. These wider
+tiles are the first work items, so that no program has two before each has one.
 
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
