@@ -15,6 +15,7 @@ from fastmm_op.partition import (
     a_classes,
     classes_of,
     count_tiles,
+    row_classes,
     stores_are_aligned,
     whole_tiles,
     wider_tiles,
@@ -34,6 +35,7 @@ from fastmm_op.tiles import (
     EDGE_N,
     HOPPER_KERNELS,
     HOPPER_TILES,
+    TALL_TILE,
     TILES,
     Choice,
     Tile,
@@ -89,6 +91,8 @@ def choices(problem: Problem) -> Iterator[Choice]:
                 if shared_memory(problem, choice) > arch.shared_memory:
                     continue
                 deep_enough = split == 1 or cdiv(problem.K, split) >= 2 * tile.block_k
+                if tile == TALL_TILE and not suits_tall_tile(problem, choice):
+                    continue
                 if not (deep_enough and epilogue_fits(problem, choice)):
                     continue
                 if kind == "tf32" and not registers_suffice(problem, choice):
@@ -277,13 +281,14 @@ def with_edge(problem: Problem, choice: Choice, kind: str) -> Iterator[Choice]:
     """The choice, and its last wave shared, with wider last tiles for what N leaves of whole ones.
 
     With as many stages of the ring as leave room for their columns. Not with an epilogue, nor
-    beside the products of two parts: there are no registers for it. kind: of its operands, a key of
-    TILES.
+    beside the products of two parts: there are no registers for it. Nor of the tall tile, where a
+    shared last wave is faster (benchmarks/results/NVIDIA_H200/tall_tile_2026-11-28.txt). kind: of
+    its operands, a key of TILES.
     """
     tile, left = choice.tile, problem.N % choice.tile.block_n
     if tile.kernel != "gemm_hopper" or choice.split > 1:
         return
-    if problem.epilogue != Epilogue() or kind == "hi and lo":
+    if problem.epilogue != Epilogue() or kind == "hi and lo" or tile == TALL_TILE:
         return
     if not 0 < left <= EDGE_N or left == problem.N:
         return
@@ -293,6 +298,13 @@ def with_edge(problem: Problem, choice: Choice, kind: str) -> Iterator[Choice]:
             yield wider
             yield from tail_splits(problem, wider)
             return
+
+
+def suits_tall_tile(problem: Problem, choice: Choice) -> bool:
+    """Whether A has rows for it, and TMA stores whole sums: it leaves registers for no more."""
+    aligned = stores_are_aligned(problem, choice) and row_classes(problem, choice) == 1
+    by_tma = aligned and choice.split == 1 and not problem.epilogue.residual
+    return by_tma and HOPPER_TILES[0].block_m < problem.M
 
 
 def epilogue_fits(problem: Problem, choice: Choice) -> bool:

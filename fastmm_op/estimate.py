@@ -67,19 +67,22 @@ ONE_TILE_SECONDS = 1e-6
 # What the partial sums of slabs cost beside that: 50257x8192x768 (TN, in two parts) took 4905 us in
 # slabs, 4216 without (benchmarks/results/NVIDIA_H200/suite_fp32_2026-11-25.json and -24).
 SLAB_STORES = 1.0
-# What a program needs for its share of a tile beside the products: to fill its ring, and for stores
-# that no next tile hides.
-TAIL_SECONDS = 2e-6
+# What a program needs for its share of a tile of up to 128 x 128, or of a larger one, beside the
+# products: to fill its ring, and for stores that no next tile hides
+# (benchmarks/results/NVIDIA_H200/tall_tile_2026-11-28.txt).
+TAIL_SECONDS = (2e-6, 6e-6)
 # Kernels that are not persistent finish a tile before they begin another: on wgmma, with one or two
 # of them on an SM, their stores take so many times as long.
 STORES_AFTER_WGMMA = 2.0
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
-# What remains of TMA's rate on rows of A, or of B, that start inside a memory sector. Of A's little
-# is lost; where 0.91 remain of B's on an H200, 0.76 do on an H100 (edges_2026-11-28.txt of
-# benchmarks/results/NVIDIA_H200 and NVIDIA_H100_80GB_HBM3). Those that are read by classes lose
-# nothing (study_2026-11-25.txt of the first).
-SPLIT_SECTORS_RATE = {"a": 0.95, "b": 0.84}
+# What remains of TMA's rate on an operand whose rows start inside memory sectors, by what each of
+# them is multiplied with: more than 128 rows of the other, or fewer. Of the first 0.96 to 0.98
+# remain, of the others 0.85 to 0.93 on an H200 and 0.76 on an H100 (tall_tile_2026-11-28.txt and
+# edges_2026-11-28.txt of benchmarks/results/NVIDIA_H200, edges_2026-11-28.txt of
+# NVIDIA_H100_80GB_HBM3). Rows that are read by classes lose nothing (study_2026-11-25.txt of the
+# first).
+SPLIT_SECTORS_RATE = {"many": 0.96, "few": 0.84}
 # How many times the rate of gemm_tf32_hopper with a converter it has without one
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/rounded_by_tma_2026-11-28.txt).
 ROUNDED_BY_TMA = 1.6
@@ -224,7 +227,8 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
         wider = cdiv(wider_tiles(problem, choice), arch.sms)
         waves += wider * EDGE_TILES * 256 / tile.block_n
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
-    tail = each * tail_depth(problem, choice) + TAIL_SECONDS
+    large = tile.block_m * tile.block_n > 128 * 128
+    tail = each * tail_depth(problem, choice) + TAIL_SECONDS[large]
     return waves * each * depth + tail_waves * tail
 
 
@@ -274,6 +278,7 @@ def rate(problem: Problem, choice: Choice) -> float:
         best *= ROUNDED_BY_TMA
     if kind == "ieee" and problem.b.k_major:
         best *= arch.ieee_k_major
+    others = {"a": choice.tile.block_n, "b": choice.tile.block_m}
     for name, (operand, packed) in zip("ab", operands(problem, choice), strict=True):
         if read_misaligned(problem, choice, operand, packed):
             by_classes = problem.b.shifted
@@ -281,7 +286,7 @@ def rate(problem: Problem, choice: Choice) -> float:
         tma = choice.tile.kernel in HOPPER_KERNELS and not packed
         by_classes = name == "a" and a_classes(problem, choice) > 1
         if tma and not by_classes and not starts_in_sectors(operand, problem.dtype):
-            best *= SPLIT_SECTORS_RATE[name]
+            best *= SPLIT_SECTORS_RATE["many" if others[name] > 128 else "few"]
     return best
 
 

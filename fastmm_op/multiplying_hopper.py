@@ -52,7 +52,9 @@ def gemm_hopper_launch(
     a_k = a.row_stride if choice.pack_a else K
     b_k = b.row_stride if choice.pack_b else K
     of_a = a_classes(problem, choice)
-    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, a_k, 64, tile.block_k)
+    a_desc = (
+        None if of_a > 1 else operand_descriptor(a, batch, M, a_k, tile.block_m // 2, tile.block_k)
+    )
     b_desc = operand_descriptor(b, batch, N + wrap, b_k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
@@ -60,7 +62,7 @@ def gemm_hopper_launch(
             a.pointer,
             (M // classes, classes, a_k),
             (classes * a.row_stride, a.row_stride, 1),
-            (64, 1, tile.block_k),
+            (tile.block_m // 2, 1, tile.block_k),
         )
     if of_a > 1:
         a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
@@ -85,6 +87,7 @@ def gemm_hopper_launch(
         + (int(a.batch_stride > 0), int(b.batch_stride > 0), a.row_exp_stride, b.row_exp_stride)
         + (a.lo_offset,),
         {
+            "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "EDGE_N": choice.edge_n,
             "GROUP_M": group_m(problem, choice),
@@ -152,16 +155,16 @@ def stores_of_c(problem: Problem, choice: Choice, target: Pointer) -> Stores:
         # 16 bits in classes edges_2026-11-28.txt there), if they fit: 512 bytes, or 256 of 16 bits.
         double = 2 * slice_n <= tile.block_n and epilogue == NONE
         if target.dtype == "fp32":
-            double = double and streams and freed >= 2 * 64 * slice_n * 4
+            double = double and streams and freed >= tile.block_m * slice_n * 4
         else:
             double = double and classes > 1 and bytes_at_once == 256
         return Stores(None, streams, slice_n * (2 if double else 1), 0, stages)
     slice_n = min(slice_n, TMA_BOX_BYTES // ITEMSIZE[target.dtype])
     shape = (choice.split * problem.batch, problem.M // classes, long_row)
     strides = (problem.M // classes * long_row, long_row, 1)
-    fit = bytes_at_once // TMA_BOX_BYTES + freed // (2 * 64 * TMA_BOX_BYTES)
+    fit = bytes_at_once // TMA_BOX_BYTES + freed // (tile.block_m * TMA_BOX_BYTES)
     buffers = max(n for n in (1, 2, 4, 8) if n <= min(fit, tile.block_n // slice_n))
-    descriptor = Descriptor(target, shape, strides, (1, 64, slice_n))
+    descriptor = Descriptor(target, shape, strides, (1, tile.block_m // 2, slice_n))
     return Stores(descriptor, False, slice_n, buffers, stages)
 
 
@@ -258,7 +261,9 @@ def class_descriptors(
     def descriptor(long_rows: int, classes: int) -> Descriptor:
         length = (classes - 1) * a.row_stride + k
         strides = (pitch * long_rows, pitch, 1)
-        return Descriptor(a.pointer, (1, long_rows, length), strides, (1, 64, tile.block_k))
+        return Descriptor(
+            a.pointer, (1, long_rows, length), strides, (1, tile.block_m // 2, tile.block_k)
+        )
 
     others = descriptor(whole, classes)
     return (descriptor(whole + 1, rest), others) if rest else (others, None)

@@ -51,7 +51,7 @@ def gemv_shared_memory(problem: Problem, tile: Tile) -> int:
 
 def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
     """An upper bound for gemm_hopper_kernel; tests hold it against the compiler's figure."""
-    return beside_slices(problem, choice) + 2 * 64 * slice_bytes(problem, choice)
+    return beside_slices(problem, choice) + choice.tile.block_m * slice_bytes(problem, choice)
 
 
 def slice_bytes(problem: Problem, choice: Choice) -> int:
@@ -61,7 +61,7 @@ def slice_bytes(problem: Problem, choice: Choice) -> int:
     wider last tile leaves no room for more.
     """
     room = problem.arch.shared_memory - beside_slices(problem, choice)
-    return 128 if choice.edge_n and room < 2 * 64 * 256 else 256
+    return 128 if room < choice.tile.block_m * 256 else 256
 
 
 def beside_slices(problem: Problem, choice: Choice) -> int:

@@ -14,7 +14,7 @@ import torch
 from fastmm_op.launches import Launch
 from gluon_on_tensors import Number, Program
 
-BLOCK_M, BLOCK_K = 128, 64
+BLOCK_K = 64
 
 
 @cache
@@ -40,11 +40,11 @@ class Item:
     Attributes:
         z: batch item (times splits, without a tail).
         row0, col0: of C, where its tile starts.
-        rows, columns: of C, (128,) and (BLOCK_N,), or EDGE_N more; -1 for those that C does not
+        rows, columns: of C, (BLOCK_M,) and (BLOCK_N,), or EDGE_N more; -1 for those that C does not
             have.
         first_step, last_step: the range of blocks of K, the first of which starts at -lead.
         first_k, last_k: the range of K.
-        slot: which (128, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
+        slot: which (BLOCK_M, BLOCK_N) matrix of partial sums it writes; None for a tile of C.
     """
 
     z: int
@@ -62,9 +62,10 @@ class Item:
 def work_items(step: Launch) -> Iterator[Item]:
     """Everything that a launch of gemm_hopper_kernel does, program by program."""
     arg = arguments(step)
-    m, n, block_n, edge_n = arg["M"], arg["N"], arg["BLOCK_N"], arg["EDGE_N"]
+    m, n, edge_n = arg["M"], arg["N"], arg["EDGE_N"]
+    block_m, block_n = arg["BLOCK_M"], arg["BLOCK_N"]
     vector = {"fp32": 4, "fp16": 8, "bf16": 8}[arg["c_ptr"].dtype]
-    tiles_m = as_python("count_row_tiles")(m, arg["A_CLASSES"])
+    tiles_m = as_python("count_row_tiles")(m, block_m, arg["A_CLASSES"])
     tiles_n = as_python("count_column_tiles")(n, block_n, edge_n)
     whole, split_k, tail = arg["whole"], arg["split_k"], arg["partial_ptr"] is not None
     batch = arg["batch"]
@@ -77,11 +78,11 @@ def work_items(step: Launch) -> Iterator[Item]:
             work, tiles_m, tiles_n, batch, whole, split_k, edge_n, arg["GROUP_M"], tail
         )
         row0, row_step, _, shift = as_python("tile_rows")(
-            pid_m, m, Number(arg["stride_cm"]), arg["A_CLASSES"], arg["CLASSES"], vector
+            pid_m, m, Number(arg["stride_cm"]), block_m, arg["A_CLASSES"], arg["CLASSES"], vector
         )
         lead = as_python("lead_of")(row0, arg["stride_am"], arg["A_CLASSES"])
         first, last = as_python("k_range")(part, arg["K"] + lead, parts)
-        rows = row0 + row_step * torch.arange(BLOCK_M)
+        rows = row0 + row_step * torch.arange(block_m)
         col0 = pid_n * block_n + shift
         columns = col0 + torch.arange(block_n + edge_n)
         outside = columns >= n + shift

@@ -13,7 +13,7 @@ from fastmm_op.partition import row_classes
 from fastmm_op.plan import write_plan
 from fastmm_op.problem import problem_of
 from gluon_on_tensors import Number, box_places
-from hopper_items import BLOCK_M, arguments, as_python, work_items
+from hopper_items import arguments, as_python, work_items
 
 # Whole tiles of each class, and rows that are left.
 SIZES = [(1030, 70, 515), (1024, 64, 257), (2100, 130, 1030)]
@@ -40,6 +40,7 @@ def test_tma_writes_where_rows_and_columns_say(m, k, n) -> None:
         arg = arguments(step)
         assert arg["c_desc"] is not None
         classes, block_n, slice_n = arg["CLASSES"], arg["BLOCK_N"], arg["SLICE_N"]
+        half = arg["BLOCK_M"] // 2
         for item in work_items(step):
             row_step = int(item.rows[1] - item.rows[0])
             in_class = row_step == classes
@@ -47,10 +48,10 @@ def test_tma_writes_where_rows_and_columns_say(m, k, n) -> None:
                 continue
             by_tma += 1
             for index in range(2):
-                row0 = item.row0 + row_step * (index * BLOCK_M // 2)
+                row0 = item.row0 + row_step * (index * half)
                 for col in range(item.col0, item.col0 + block_n, slice_n):
                     place = as_python("in_long_rows")(Number(row0), col, n, classes)
-                    rows = item.rows[index * BLOCK_M // 2 :][: BLOCK_M // 2]
+                    rows = item.rows[index * half :][:half]
                     columns = item.columns[col - item.col0 :][:slice_n]
                     want = rows[:, None] * n + columns
                     places, there = box_places(arg["c_desc"], (item.z, *place))

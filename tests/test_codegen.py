@@ -18,7 +18,7 @@ from fastmm_op.launches import Launch
 from fastmm_op.partition import a_classes
 from fastmm_op.plan import make_plan, write_plan
 from fastmm_op.problem import ACTIVATIONS, Epilogue, Operand, Problem, problem_of
-from fastmm_op.tiles import operand_kind
+from fastmm_op.tiles import TALL_TILE, operand_kind
 
 pytestmark = pytest.mark.compiled
 
@@ -184,6 +184,34 @@ def test_hopper_edges(dtype, n) -> None:
         found, _ = compiled(p, gemm)
         assert found.count("HGMMA.64x32x16") == 2 * 4, "of each consumer, from registers"
         assert found.count("LDSM") >= 2 * 4
+
+
+@pytest.mark.parametrize("epilogue", [Epilogue(), Epilogue(True, "gelu")], ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), [("fp32", "NN"), ("bf16", "NN"), ("bf16", "TT")])
+def test_hopper_tall_tiles(dtype, epilogue, layout) -> None:
+    """Of each consumer two wgmma a step of K, for they have 64 rows; C by TMA; shared or not."""
+    how = {"dtype": dtype, "precision": "tf32", "layout": layout, "arch": ARCHES["sm_90"]}
+    p = replace(problem_of(4096, 4096, 2056, batch=1, **how), epilogue=epilogue)
+    tall = [c for c in choices(p) if c.tile == TALL_TILE and not c.edge_n]
+    tall = {c.tail_split > 1: c for c in tall if c.pack_a == c.pack_b == (dtype == "fp32")}
+    assert set(tall) == {False, True}
+    for choice in tall.values():
+        assert choice.split == 1
+        gemm = next(s for s in write_plan(p, choice).launches if s.kernel == "gemm_hopper")
+        found, _ = compiled(p, gemm)
+        assert found.count("HGMMA.64x128x16") == 2 * 2 * 4
+        assert found.count("UTMASTG") > 0
+
+
+@pytest.mark.parametrize("epilogue", [Epilogue(), Epilogue(residual=True)], ids=str)
+@pytest.mark.parametrize("n", [2049, 2056])
+def test_where_tall_tiles_have_no_registers(n, epilogue) -> None:
+    """Neither rows of C that TMA cannot store, nor residuals, nor more columns, nor splits."""
+    for dtype in ("fp32", "bf16"):
+        p = replace(problem("sm_90", 4096, 4096, n, dtype), epilogue=epilogue)
+        tall = [c for c in choices(p) if c.tile == TALL_TILE]
+        assert bool(tall) == (n == 2056 and not epilogue.residual)
+        assert all(c.split == 1 and not c.edge_n for c in tall)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,15 @@ def ways(problem: Problem, packed: bool) -> Iterator[Choice]:
         shared = choice.split > 1, choice.tail_split > 1, choice.edge_n > 0
         # Of one width, where interpreted kernels pack before or add after: they take long here.
         width = 0 if any(shared) or choice.pack_a else tile.block_n
-        way = tile.kernel, width, tile.num_stages == 2, choice.pack_a, choice.pack_b, shared
+        way = (
+            tile.kernel,
+            tile.block_m,
+            width,
+            tile.num_stages == 2,
+            choice.pack_a,
+            choice.pack_b,
+            shared,
+        )
         if choice.slabs > 1 or (choice.pack_a or choice.pack_b) > packed:
             continue
         if tile.kernel in HOPPER_KERNELS and way not in seen:

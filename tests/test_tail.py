@@ -25,8 +25,8 @@ from fastmm_op.partition import (
 from fastmm_op.plan import make_plan, reasons, write_plan
 from fastmm_op.problem import Epilogue, Problem, cdiv, problem_of
 from fastmm_op.search import label
-from fastmm_op.tiles import Choice
-from hopper_items import BLOCK_K, BLOCK_M, Item, work_items
+from fastmm_op.tiles import TALL_TILE, Choice
+from hopper_items import BLOCK_K, Item, work_items
 
 
 def problem(
@@ -46,14 +46,15 @@ def problem(
 
 
 def with_tail(p: Problem) -> list[Choice]:
-    """One choice of each tile width, edge and way of sharing tiles, by row classes if there are.
+    """One choice of each tile, edge and way of sharing tiles, by row classes if there are.
 
     Those of C or, if A may be read by classes, those of A.
     """
     found = {}
     for choice in choices(p):
         if choice.tail_split > 1 or choice.edge_n:
-            key = (choice.tile.block_n, choice.edge_n, choice.tail_split)
+            tile = choice.tile
+            key = (tile.block_m, tile.block_n, choice.edge_n, choice.tail_split)
             by_classes = row_classes(p, choice) > 1 or a_classes(p, choice) > 1
             if key not in found or by_classes:
                 found[key] = choice
@@ -65,7 +66,7 @@ CASES = {
     "row classes": ((520, 264, 137), {}),
     "row classes, a tile wide": ((512, 264, 127), {}),
     "row classes, an edge of what wraps": ((640, 264, 129), {}),
-    "row classes, edges beside many tiles": ((1030, 264, 641), {}),
+    "row classes, edges beside many tiles": ((520, 264, 641), {}),
     "row classes of 8": ((1030, 400, 9), {"dtype": "fp16"}),
     "row classes, hi and lo": ((300, 400, 138), {"precision": "fp32"}),
     "classes of A": ((300, 396, 72), {"dtype": "fp16", "layout": "NN"}),
@@ -74,7 +75,7 @@ CASES = {
     "aligned, batch": ((130, 264, 72), {"dtype": "fp16", "batch": 3}),
     "unaligned": ((200, 400, 75), {"dtype": "fp16"}),
     "scaled, batch": ((130, 264, 75), {"batch": 3}),
-    "edges in a batch": ((300, 264, 672), {"dtype": "fp16", "batch": 2}),
+    "edges in a batch": ((200, 264, 672), {"dtype": "fp16", "batch": 2}),
     "one tile": ((3, 400, 2), {}),
 }
 # Fewer tiles than SMs, and several waves.
@@ -127,6 +128,8 @@ def test_every_tile_is_computed_once(name, sms) -> None:
 def test_the_cases_are_what_they_are_called() -> None:
     for name in CASES:
         for choice in case(name, 132)[1]:
+            if choice.tile == TALL_TILE:
+                continue  # has no classes
             of_a = 2 if name.startswith("classes of A") else 1
             assert a_classes(case(name, 132)[0], choice) == of_a
             classes = {"row classes of 8": 8, "row classes, hi and lo": 2}.get(name, 4)
@@ -168,9 +171,10 @@ def test_the_tail_is_summed_and_finished(name, sms, epilogue) -> None:
     want = want.to(dtype)
     found = [choice for choice in found if choice.tail_split > 1]
     assert found or (name, sms) == ("row classes, a tile wide", 4), "four tiles, a whole wave"
-    shares = [choice.tail_split for choice in found]
+    extreme = max if sms == 132 else min  # interpreted programs take long, of one wave the longest
+    share = extreme((choice.tail_split for choice in found), default=1)
     for choice in found:
-        if choice.tail_split not in (min(shares), max(shares)):
+        if choice.tail_split != share:
             continue
         c, in_tail = run_tail(p, choice, a, b, given)
         assert torch.equal(c[in_tail], want[in_tail]), label(choice)
@@ -185,7 +189,7 @@ def run_tail(
 
     *others, reduce = write_plan(p, choice).launches
     slots = choice.tail_split * tail_tiles(p, choice)
-    partial = torch.full((slots, BLOCK_M, choice.tile.block_n), torch.nan)
+    partial = torch.full((slots, choice.tile.block_m, choice.tile.block_n), torch.nan)
     in_tail = torch.zeros(p.batch, p.M, p.N, dtype=torch.bool)
     for item in items_of(others):
         if item.slot is None:

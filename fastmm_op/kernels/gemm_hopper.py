@@ -6,25 +6,26 @@ A and B are fp16 or bf16 in either order, products are summed in fp32, and C (fp
 is rounded once. Rows of two PARTS hold hi and lo (kernels/pack.py); their three products are
 summed. One program per SM walks over the work items (batch, tile, split). In it run
 
-    producer     1 warp: TMA loads of 128 x 64 of A and 64 x BLOCK_N of B into a ring of slots,
-                 of every part
-    consumer 0   4 warps: wgmma into rows 0..63 of the tile, then the scales and the stores
-    consumer 1   4 warps: the same for rows 64..127
+    producer     1 warp: TMA loads of BLOCK_M x 64 of A and 64 x BLOCK_N of B into a ring of
+                 slots, of every part
+    consumer 0   4 warps: wgmma into the upper half of the tile, then the scales and the stores
+    consumer 1   4 warps: the same for the lower half
 
 which hand slots to each other through the mbarriers `full` and `empty`, the scheme of CUTLASS's
-"cooperative" kernel. What an odd N costs is decided by how C is written:
+"cooperative" kernel. A tile has 128 rows, or 256 and at most 128 columns, which reads half as much
+of B and twice as much of A. What an odd N costs is decided by how C is written:
 
     aligned    C's rows start on 16-byte boundaries: TMA stores slices of a tile from shared memory,
                a few on their way at a time; or, where a residual is added to them or little else
                is done (STREAMS), consumers store them, rearranged (kernels/hopper_store.py).
     classes    C's rows do not, and sectors would be straddled. Rows equal modulo
-               CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes 128 rows of one
+               CLASSES = 16 / gcd(16, row bytes) are aligned alike, so a tile takes rows of one
                class, CLASSES apart, and moves its columns right by `shift` < 16 bytes to the next
                boundary; the columns this leaves at the left wrap around to the end of the class's
                last column tile. B's N is an outer TMA coordinate, free to start anywhere; its
                buffer repeats its first rows after the last one for the wrapped columns. Of an fp32
                C, tiles in which nothing wraps are stored by TMA, which sees CLASSES rows as one.
-               The last M mod 128 CLASSES rows go the unaligned way.
+               The last M mod (BLOCK_M CLASSES) rows go the unaligned way.
     unaligned  through shared memory, so that a warp writes one row's consecutive columns.
 
 A misaligned A is read as it is if it is K-major. Rows equal modulo A_CLASSES are misaligned alike,
@@ -57,8 +58,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
 from fastmm_op.kernels.hopper import (
-    BLOCK_M,
-    WARPGROUP_M,
     advance,
     barrier,
     before,
@@ -100,11 +99,12 @@ def load_columns(b_desc, batch, col, k, bar, dst, K_MAJOR: gl.constexpr):
 @gluon.jit
 def load_tiles(
     descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset, strides,
-    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
-    PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
-    TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
+    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     """Loads what the work items from `first` on need that are this program's, of one width."""
+    WARPGROUP_M: gl.constexpr = BLOCK_M // 2
     a_desc, a_class_desc, b_desc, edge_desc = descriptors
     a_smem, b_smem, edge_smem, full, empty = ring
     M, _, K, batch, split_k, whole = sizes
@@ -115,7 +115,9 @@ def load_tiles(
         pid_m, pid_n, z, split, splits = item_of_width(
             work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
         )
-        row0, _, in_class, shift = tile_rows(pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR)
+        row0, _, in_class, shift = tile_rows(
+            pid_m, M, stride_cm, BLOCK_M, A_CLASSES, CLASSES, VECTOR
+        )
         col0 = pid_n * BLOCK_N + shift
         lead = lead_of(row0, stride_am, A_CLASSES)
         long_row, long_col, has_more = find_class(row0, M, stride_am, A_CLASSES)
@@ -161,12 +163,12 @@ def load_tiles(
 @gluon.jit
 def producer(
     descriptors, ring, sizes, batch_steps, lo_offset, strides,
-    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
-    PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
-    TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
+    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
 ):  # fmt: skip
     M, N, _, batch, split_k, whole = sizes
-    tiles = (count_row_tiles(M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    tiles = (count_row_tiles(M, BLOCK_M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
     first = gl.program_id(0)
@@ -174,15 +176,15 @@ def producer(
         edge_items = tiles[0] * batch
         stage, phase = load_tiles(
             descriptors, ring, stage, phase, first, edge_items, tiles, sizes, batch_steps,
-            lo_offset, strides, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
-            False, A_K_MAJOR, B_K_MAJOR,
+            lo_offset, strides, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES,
+            CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR,
         )  # fmt: skip
         first = next_program(first, gl.num_programs(0), edge_items)
     items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
     load_tiles(
         descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset,
-        strides, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR,
-        B_K_MAJOR,
+        strides, BLOCK_M, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL,
+        A_K_MAJOR, B_K_MAJOR,
     )  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
 
 @gluon.jit
 def clear_outside(a, k, K):
-    """Makes zeros of the columns of a (64, BLOCK_K) slot of A that are outside [0, K).
+    """Makes zeros of the columns of a (WARPGROUP_M, BLOCK_K) slot of A that are outside [0, K).
 
     The first column is at k. All warps of the consumer wait until each can see the zeros.
     """
@@ -223,8 +225,8 @@ def multiply_parts(
     and is added to acc by an ordinary fp32 addition, which rounds; meanwhile the tensor core
     works for the other consumer.
     """
-    a_hi = matrix_view(a_smem.index(stage * 4 + INDEX), True, WARPGROUP_M)
-    a_lo = matrix_view(a_smem.index(stage * 4 + 2 + INDEX), True, WARPGROUP_M)
+    a_hi = matrix_view(a_smem.index(stage * 4 + INDEX), True, acc.shape[0])
+    a_lo = matrix_view(a_smem.index(stage * 4 + 2 + INDEX), True, acc.shape[0])
     b_hi = matrix_view(b_smem.index(stage * 2), True, BLOCK_N).permute([1, 0])
     b_lo = matrix_view(b_smem.index(stage * 2 + 1), True, BLOCK_N).permute([1, 0])
     nothing = gl.zeros_like(acc)
@@ -256,7 +258,7 @@ def apply_exponents(x, row_e, col_e, wide):
 
 @gluon.jit
 def scale_edge(x, row_e, col_exp_ptr, col0, shift, N):
-    """x (64, EDGE_N), which starts at col0, by its rows' and columns' exponents."""
+    """x (WARPGROUP_M, EDGE_N), which starts at col0, by its rows' and columns' exponents."""
     layout: gl.constexpr = x.type.layout
     cols = col0 + gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))
     inside = cols < N + shift
@@ -270,13 +272,14 @@ def scale_edge(x, row_e, col_exp_ptr, col0, shift, N):
 def compute_tiles(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
     exp_steps, strides, epilogue,
-    INDEX: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
-    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
-    SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
-    SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
+    INDEX: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr,
+    GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr,
+    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr,
+    B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr,
+    STREAMS: gl.constexpr, SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
 ):  # fmt: skip
     """Multiplies, finishes and stores this program's work items from `first` on, of one width."""
+    WARPGROUP_M: gl.constexpr = BLOCK_M // 2
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
@@ -294,7 +297,7 @@ def compute_tiles(
             work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
         )
         tile_row0, row_step, in_class, shift = tile_rows(
-            pid_m, M, stride_cm, A_CLASSES, CLASSES, VECTOR
+            pid_m, M, stride_cm, BLOCK_M, A_CLASSES, CLASSES, VECTOR
         )
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
@@ -361,7 +364,7 @@ def compute_tiles(
                 residual_z = residual_ptr + z.to(gl.int64) * stride_cz
             parts = split_columns(acc, SLICES)
             for i in gl.static_range(SLICES):
-                x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # (64, SLICE_N)
+                x = gl.convert_layout(parts[i], SLICE, assert_trivial=True)  # of half a tile
                 if SCALED:
                     col_e = exponents.slice(i * SLICE_N, SLICE_N).load(gl.SliceLayout(0, SLICE))
                     x = apply_exponents(x, row_e, col_e, wide)
@@ -393,14 +396,14 @@ def compute_tiles(
 @gluon.jit
 def consumer(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
-    INDEX: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
-    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
-    SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
-    SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
+    INDEX: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr,
+    GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr,
+    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr,
+    B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr,
+    STREAMS: gl.constexpr, SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
 ):  # fmt: skip
     M, N, _, batch, split_k, whole = sizes
-    tiles = (count_row_tiles(M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    tiles = (count_row_tiles(M, BLOCK_M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
     stage = 0
     phase = 0
     first = gl.program_id(0)
@@ -408,16 +411,17 @@ def consumer(
         edge_items = tiles[0] * batch
         stage, phase = compute_tiles(
             output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, edge_items,
-            tiles, sizes, exp_steps, strides, epilogue, INDEX, BLOCK_N, EDGE_N, GROUP_M, STAGES,
-            PARTS, A_CLASSES, CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+            tiles, sizes, exp_steps, strides, epilogue, INDEX, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M,
+            STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
             ACTIVATION, STREAMS, SLICE_N, ONE_STEP,
         )  # fmt: skip
         first = next_program(first, gl.num_programs(0), edge_items)
     items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
     compute_tiles(
         output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
-        exp_steps, strides, epilogue, INDEX, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES,
-        VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS, SLICE_N, ONE_STEP,
+        exp_steps, strides, epilogue, INDEX, BLOCK_M, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES,
+        CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS, SLICE_N,
+        ONE_STEP,
     )  # fmt: skip
     _, c_desc, _, _ = output
     if c_desc is not None:
@@ -437,13 +441,13 @@ def gemm_hopper_kernel(
     edge_desc,  # the same in boxes of EDGE_N, or None
     c_ptr,  # (batch, M, N); without a tail (split_k * batch, M, N), unscaled sums if split_k > 1
     c_desc,  # the same, by CLASSES (1, M // CLASSES, a long row), or None
-    partial_ptr,  # (split_k, tail tiles, 128, BLOCK_N) fp32, unscaled, or None: there is no tail
+    partial_ptr,  # (split_k, tail tiles, BLOCK_M, BLOCK_N) fp32, unscaled; None: there is no tail
     row_exp_ptr, col_exp_ptr,  # (batch, M) and (batch, N) int32, read if SCALED
     bias_ptr, residual_ptr,  # (N,) and C's shape, or None
     M, N, K, batch, split_k, whole,
     stride_am,  # read by A_CLASSES, or None
     stride_cz, stride_cm, a_step, b_step, row_exp_step, col_exp_step, lo_offset,
-    BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
     STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
     A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr,
     ACTIVATION: gl.constexpr, STREAMS: gl.constexpr, SLICE_N: gl.constexpr,
@@ -500,14 +504,14 @@ def gemm_hopper_kernel(
     let_next_start(LETS_NEXT)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
-                    exp_steps, strides, epilogue, 0, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS,
-                    A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+                    exp_steps, strides, epilogue, 0, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES,
+                    PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
                     ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
-                    exp_steps, strides, epilogue, 1, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS,
-                    A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
+                    exp_steps, strides, epilogue, 1, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES,
+                    PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
                     ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
         (producer, (descriptors, ring, sizes, (a_step, b_step), lo_offset, (stride_am, stride_cm),
-                    BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL,
-                    A_K_MAJOR, B_K_MAJOR)),
+                    BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
+                    TAIL, A_K_MAJOR, B_K_MAJOR)),
     ], [4, 1], [232, 40])  # fmt: skip

@@ -275,7 +275,7 @@ def consumer(
                     )  # fmt: skip
             if TRANSPOSED:
                 if bias_ptr is not None:
-                    x += load_bias_of_rows(bias_ptr, row0, M, SLICE)
+                    x += load_bias_of_rows(bias_ptr, row0, M, WARPGROUP_M, SLICE)
                 store_transposed(c_z, x, row0, col0 + i * SLICE_N, M, N, stride_cm, residual_z,
                                  ALIGNED, ACTIVATION, STREAMS)  # fmt: skip
             else:

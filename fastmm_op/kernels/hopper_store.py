@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from fastmm_op.kernels.epilogue import activated, add_residual
-from fastmm_op.kernels.hopper import WARPGROUP_M, tma_store
+from fastmm_op.kernels.hopper import tma_store
 
 
 @gluon.jit
@@ -54,9 +54,9 @@ def load_bias(bias_ptr, col0, shift, N, SLICE_N: gl.constexpr, LAYOUT: gl.conste
 
 
 @gluon.jit
-def load_bias_of_rows(bias_ptr, row0, M, LAYOUT: gl.constexpr):
-    """(64, 1) of the bias in fp32, where rows of the tile are columns of C."""
-    rows = row0 + gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, LAYOUT))
+def load_bias_of_rows(bias_ptr, row0, M, ROWS: gl.constexpr, LAYOUT: gl.constexpr):
+    """(ROWS, 1) of the bias in fp32, where rows of the tile are columns of C."""
+    rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
     return gl.expand_dims(gl.load(bias_ptr + rows, mask=rows < M, other=0.0).to(gl.float32), 1)
 
 
@@ -66,7 +66,7 @@ def store_slice(
     ALIGNED: gl.constexpr, CLASSES: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
     REARRANGED: gl.constexpr,
 ):  # fmt: skip
-    """Writes activation(x) + residual to (64, SLICE_N) of C.
+    """Writes activation(x) + residual to a slice of C, of x's shape.
 
     Columns past N are the wrapped ones of their class. ALIGNED: the rows of C start on 16-byte
     boundaries, or those of a class do once shifted; the residual lies as C does. STREAMS: L2 is
@@ -77,10 +77,10 @@ def store_slice(
     bits: gl.constexpr = c_type.primitive_bitwidth
     layout: gl.constexpr = store_layout(x.type.layout, bits, ALIGNED, REARRANGED, SLICE_N)
     y = gl.convert_layout(activated(x, ACTIVATION, c_type), layout)
-    rows = row0 + row_step * gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout))
+    rows = row0 + row_step * gl.arange(0, x.shape[0], gl.SliceLayout(1, layout))
     offs = gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
     row_starts = rows.to(gl.int64) * stride_cm
-    inside = (row0 + row_step * (WARPGROUP_M - 1) < M) & (col0 + SLICE_N <= N)
+    inside = (row0 + row_step * (x.shape[0] - 1) < M) & (col0 + SLICE_N <= N)
     if CLASSES > 1:
         inside = inside & in_class
     if inside:
@@ -113,18 +113,18 @@ def store_transposed(
     c_ptr, x, row0, col0, M, N, stride_cm, residual_ptr,
     ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr, STREAMS: gl.constexpr,
 ):  # fmt: skip
-    """As store_slice, REARRANGED, of a C of which x (64, SLICE_N) is transposed.
+    """As store_slice, REARRANGED, of a C of which x is transposed.
 
     M and N are x's sizes, stride_cm is between C's rows.
     """
     layout: gl.constexpr = transposed_store_layout(ALIGNED)
     SLICE_N: gl.constexpr = x.shape[1]
     y = gl.convert_layout(activated(x, ACTIVATION, c_ptr.dtype.element_ty), layout)
-    offs = gl.expand_dims(gl.arange(0, WARPGROUP_M, gl.SliceLayout(1, layout)), 1)
+    offs = gl.expand_dims(gl.arange(0, x.shape[0], gl.SliceLayout(1, layout)), 1)
     cols = col0 + gl.arange(0, SLICE_N, gl.SliceLayout(0, layout))
     starts = cols.to(gl.int64) * stride_cm + row0
     modifier: gl.constexpr = ".cs" if STREAMS else ""
-    if (row0 + WARPGROUP_M <= M) & (col0 + SLICE_N <= N):
+    if (row0 + x.shape[0] <= M) & (col0 + SLICE_N <= N):
         targets = c_ptr + starts
         if ALIGNED:
             targets = gl.multiple_of(targets, 16)  # bytes
@@ -146,7 +146,7 @@ def store_transposed(
 def copy_slice(
     c_desc, c_smem, x, z, row0, col0, SLICE: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
-    """Starts TMA's copy of activation(x) to (64, SLICE_N) of C, which leaves out what is outside.
+    """Starts TMA's copy of activation(x) to a slice of C, which leaves out what is outside.
 
     c_smem: buffers that slices take in turn. A tile's slices are a multiple of them, so that what
     is waited for is the copy from the buffer whose turn it is.
@@ -156,7 +156,7 @@ def copy_slice(
     y = activated(x, ACTIVATION, c_desc.dtype)
     buffer = c_smem.index(SLICE % BUFFERS)
     tma.store_wait(BUFFERS - 1)
-    buffer.reshape([WARPGROUP_M, SLICE_N]).store(y)
+    buffer.reshape([x.shape[0], SLICE_N]).store(y)
     fence_async_shared()
     tma_store(c_desc, [z, row0, col0], buffer)
 

@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from fastmm_op.kernels.hopper import BLOCK_M, share_of, work_item
+from fastmm_op.kernels.hopper import share_of, work_item
 
 BLOCK_K = gl.constexpr(64)
 
@@ -14,7 +14,7 @@ def k_range(split, K, split_k):
 
 
 @gluon.jit
-def count_row_tiles(M, A_CLASSES: gl.constexpr):
+def count_row_tiles(M, BLOCK_M: gl.constexpr, A_CLASSES: gl.constexpr):
     """The same number for each class of A's rows, the last ones of which may lack rows, or all."""
     if A_CLASSES == 1:
         return gl.cdiv(M, BLOCK_M)
@@ -24,8 +24,9 @@ def count_row_tiles(M, A_CLASSES: gl.constexpr):
 
 @gluon.jit
 def tile_rows(
-    pid_m, M, stride_cm, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr
-):
+    pid_m, M, stride_cm,
+    BLOCK_M: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr, VECTOR: gl.constexpr,
+):  # fmt: skip
     """First row, distance of rows, whether they are one class of C, shift of its columns.
 
     VECTOR: elements of C in 16 bytes.
