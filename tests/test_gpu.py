@@ -13,6 +13,7 @@ from cases import DTYPES, FAMILIES, at_offset, specials
 from fastmm_op.choices import choices
 from fastmm_op.partition import tail_tiles, whole_tiles
 from fastmm_op.plan import write_plan
+from fastmm_op.tiles import TALL_TILE
 from fastmm_op.timing import torch_tf32
 from oracle import assert_accurate, assert_same_specials, exact, norm
 
@@ -132,33 +133,17 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize("name", EDGES)
-@pytest.mark.parametrize("layout", ["NN", "TN"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_hopper_edges(dtype, layout, name) -> None:
-    """Beside every tile, however read, with shared tiles too: right, and always the same bits.
+def assert_right_and_never_late(problem, ways, a, b) -> None:
+    """Right by every one of the choices, and always the same bits.
 
     Operands of one call after the other differ by a power of two, which the exponents in the
     workspace say, or the packed elements: who started too early would show.
     """
-    from fastmm_op import launch, running
+    from fastmm_op import running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
-    (m, k, n), batch = EDGES[name]
-    a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
-    a = a if layout == "NN" else a.mT.contiguous().mT
-    b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
-    problem = launch.describe(a, b, "tf32", arch)
-    key = ("tile", "pack_a", "pack_b")
-    edges = {
-        (*(getattr(c, x) for x in key), c.tail_split > 1): c for c in choices(problem) if c.edge_n
-    }
-    assert edges
-    for choice in edges.values():
+    for choice in ways:
         plan = write_plan(problem, choice)
-        outs = [torch.full((batch, m, n), torch.nan).to(a) for _ in range(4)]
+        outs = [torch.full((*a.shape[:2], b.shape[2]), torch.nan).to(a) for _ in range(4)]
         copies = []
         for out, x in zip(outs, (a, a * 1024, a, a * 1024), strict=True):
             running.run_plan(plan, x, b, out)
@@ -166,6 +151,63 @@ def test_hopper_edges(dtype, layout, name) -> None:
         assert_accurate(outs[0], a, b, "tf32", what=str(choice))
         for copy, scale in zip(copies, (1, 1024, 1, 1024), strict=True):
             assert torch.equal(copy, outs[0] * scale), f"other bits, or late ones: {choice}"
+
+
+def in_layout(layout: str, dtype: str, m: int, k: int, n: int, batch: int):
+    """Random A and B in memory's order, N, or the other, T."""
+    a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
+    b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
+    return [
+        x if order == "N" else x.mT.contiguous().mT for x, order in zip((a, b), layout, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("layout", ["NN", "TN"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_hopper_edges(dtype, layout, name) -> None:
+    """Beside every tile, however read, with shared tiles too."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    sizes, batch = EDGES[name]
+    a, b = in_layout(layout, dtype, *sizes, batch)
+    problem = launch.describe(a, b, "tf32", arch)
+    key = ("tile", "pack_a", "pack_b")
+    edges = {
+        (*(getattr(c, x) for x in key), c.tail_split > 1): c for c in choices(problem) if c.edge_n
+    }
+    assert edges
+    assert_right_and_never_late(problem, edges.values(), a, b)
+
+
+# M, K, N and batch, of which C is aligned: several waves on 132 SMs, one, few steps of K, a batch.
+TALL = {
+    "several waves": ((4160, 520, 2056), 1),
+    "one wave": ((1100, 504, 280), 1),
+    "few steps": ((4099, 72, 1032), 1),
+    "batch": ((300, 520, 392), 20),
+}
+
+
+@pytest.mark.parametrize("name", TALL)
+@pytest.mark.parametrize("layout", ["NN", "TT"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_hopper_tall_tiles(dtype, layout, name) -> None:
+    """However read, with shared tiles too."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    sizes, batch = TALL[name]
+    a, b = in_layout(layout, dtype, *sizes, batch)
+    problem = launch.describe(a, b, "tf32", arch)
+    tall = [c for c in choices(problem) if c.tile == TALL_TILE and c.tail_split <= 3]
+    assert tall
+    assert_right_and_never_late(problem, tall, a, b)
 
 
 # What torch itself loses.
