@@ -137,7 +137,8 @@ def assert_right_and_never_late(problem, ways, a, b) -> None:
     """Right by every one of the choices, and always the same bits.
 
     Operands of one call after the other differ by a power of two, which the exponents in the
-    workspace say, or the packed elements: who started too early would show.
+    workspace say, or the packed elements: who started too early would show. Not of fp16, whose
+    small results are subnormal.
     """
     from fastmm_op import running
 
@@ -194,7 +195,7 @@ TALL = {
 
 @pytest.mark.parametrize("name", TALL)
 @pytest.mark.parametrize("layout", ["NN", "TT"])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_hopper_tall_tiles(dtype, layout, name) -> None:
     """However read, with shared tiles too."""
     from fastmm_op import launch
