@@ -1,10 +1,11 @@
-"""Results files -> README's table and a plot beside each file.
+"""Results files -> a page and a plot beside each file, and what README shows of them.
 
     python benchmarks/report.py [--check]
 
-Rewrites what stands between the two markers in README.md from benchmarks/results/*/matmul*.json
-(one for each precision of fp32 inputs), and draws a plot of the same name next to each.
-``--check`` writes nothing: exit code 1 if README.md is not in step.
+Reads benchmarks/results/*/matmul*.json (one for each precision of fp32 inputs), writes a page and a
+plot of the same name next to each, and rewrites what stands between the two markers in README.md:
+means, the seed workload, every losing case. ``--check`` writes nothing: exit code 1 if README.md or
+a page is not in step.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from fastmm_op.problem import PRECISIONS
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EMPTY = "No results recorded yet: `make bench` on a machine with a GPU writes them."
-OPEN_GROUPS = ("seed",)
+# The groups that README shows; all are on the page.
+SHOWN_GROUPS = ("seed",)
 # Losing rows are listed openly up to this many; a longer list unfolds.
 SHORT_LIST = 12
 
@@ -33,43 +35,44 @@ def load(folder: Path) -> dict[Path, dict]:
     return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*/matmul*.json"))}
 
 
-def section(results: dict, file: Path) -> str:
-    """One card's results as Markdown.
-
-    Args:
-        results: a results file's content.
-        file: where it is.
-    """
-    env, rows = results["env"], results["rows"]
-    rates = env["matmul_ceiling_flops"]
-    precisions = [name for name in PRECISIONS if name in {row["precision"] for row in rows}]
+def heading(results: dict) -> str:
+    """The card, and what fp32 inputs were computed in."""
+    found = {row["precision"] for row in results["rows"]}
+    precisions = [name for name in PRECISIONS if name in found]
     inputs = "".join(f', fp32 inputs in "{precision}"' for precision in precisions)
-    lines = [
-        f"### {env['gpu']}{inputs}",
-        "",
+    return f"{results['env']['gpu']}{inputs}"
+
+
+def provenance(env: dict) -> list[str]:
+    """Versions, commit, date and command of a run."""
+    return [
         f"Driver {env['driver']}, torch {env['torch']}, Triton {env['triton']}, Python "
         f"{env['python']}; commit `{env['commit'][:12]}`, {env['date'][:10]}.",
         "",
         "```",
         re.sub(r" --out \S+", "", env["command"]),  # where that machine put it says nothing
         "```",
-        "",
+    ]
+
+
+def explanation(env: dict) -> list[str]:
+    """What the columns of the tables mean on this machine."""
+    rates = env["matmul_ceiling_flops"]
+    return [
         "Times are medians in microseconds; every result was checked before it was timed. Error is "
         "normwise against float64. The limit is the larger of FLOPs over this card's measured rate "
         f"({rates['fp16'] / 1e12:.0f} fp16, {rates['bf16'] / 1e12:.0f} bf16, "
         f"{rates['fp32'] / 1e12:.0f} fp32 TFLOP/s; TF32 is held to the fp16 rate) and bytes over "
         f"its measured copy bandwidth ({env['copy_bandwidth_bytes_per_s'] / 1e12:.2f} TB/s).",
         host_line(env),
-        "",
-        f"![Time relative to the best peer, and fraction of the limit]"
-        f"(benchmarks/results/{file.parent.name}/{file.stem}.png)",
-        "",
-        "Geometric means over the eager rows:",
-        "",
-        *means_table(rows),
-        "",
     ]
+
+
+def means_and_losses(results: dict) -> list[str]:
+    """Geometric means, every row that is slower than a peer, what failed and what is missing."""
+    rows = results["rows"]
     slow = summary.losing(rows)
+    lines = ["Geometric means over the eager rows:", "", *means_table(rows), ""]
     lines.append("<details open>" if len(slow) <= SHORT_LIST else "<details>")
     lines[-1] += f"<summary>Slower than the best peer: {len(slow)} of {len(rows)} rows</summary>"
     lines += [""] + [
@@ -82,14 +85,39 @@ def section(results: dict, file: Path) -> str:
     lines += ["", "Failed:", "", *(f"- {entry}" for entry in failed)] if failed else []
     if results.get("missing"):
         lines += ["", f"Not run: {len(results['missing'])} cases of the suite."]
-    for group in dict.fromkeys(row["group"] for row in rows):
-        members = table([row for row in rows if row["group"] == group])
-        if group in OPEN_GROUPS:
-            lines += ["", f"**{group}**", "", *members]
-        else:
-            heading = f"<details><summary>{group} ({len(members) - 2} rows)</summary>"
-            lines += ["", heading, "", *members, "", "</details>"]
+    return lines
+
+
+def group_table(rows: list[dict], group: str) -> list[str]:
+    return table([row for row in rows if row["group"] == group])
+
+
+def section(results: dict, page: str) -> str:
+    """One run as README shows it.
+
+    Args:
+        results: a results file's content.
+        page: its page, as README links to it.
+    """
+    rows = results["rows"]
+    lines = [f"### {heading(results)}", "", *provenance(results["env"])]
+    lines += ["", *means_and_losses(results)]
+    for group in SHOWN_GROUPS:
+        if any(row["group"] == group for row in rows):
+            lines += ["", f"**{group}**", "", *group_table(rows, group)]
+    lines += ["", f"All {len(rows)} rows, what the columns mean, and a plot: [{page}]({page})."]
     return "\n".join(lines)
+
+
+def page(results: dict, plot_name: str) -> str:
+    """All of one run as a page of its own, beside its plot."""
+    env, rows = results["env"], results["rows"]
+    lines = [f"# {heading(results)}", "", *provenance(env), "", *explanation(env), ""]
+    lines += [f"![Time relative to the best peer, and fraction of the limit]({plot_name})", ""]
+    lines += means_and_losses(results)
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines += ["", f"## {group}", "", *group_table(rows, group)]
+    return "\n".join(lines) + "\n"
 
 
 def rewritten(readme: str, found: dict[Path, dict]) -> str:
@@ -106,7 +134,10 @@ def rewritten(readme: str, found: dict[Path, dict]) -> str:
         raise ValueError(f"README needs one {BEGIN} and one {END} after it")
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    sections = [section(results, path) for path, results in found.items()]
+    sections = [
+        section(results, f"benchmarks/results/{path.parent.name}/{path.stem}.md")
+        for path, results in found.items()
+    ]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(sections or [EMPTY]) + f"\n\n{END}{after}"
 
 
@@ -157,22 +188,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     options = parser.parse_args(argv)
     found = load(options.results)
-    readme = options.readme.read_text()
     try:
-        wanted = rewritten(readme, found)
+        wanted = {options.readme: rewritten(options.readme.read_text(), found)}
     except ValueError as error:
         parser.error(str(error))
+    for path, results in found.items():
+        wanted[path.with_suffix(".md")] = page(results, path.with_suffix(".png").name)
     if options.check:
-        if readme != wanted:
-            print(f"{options.readme} is not in step with {options.results}: run report.py")
-        return int(readme != wanted)
-    options.readme.write_text(wanted)
-    print(f"wrote {options.readme} from {len(found)} results file(s)")
+        stale = [path for path, text in wanted.items() if not holds(path, text)]
+        for path in stale:
+            print(f"{path} is not in step with {options.results}: run report.py")
+        return int(bool(stale))
+    for path, text in wanted.items():
+        path.write_text(text)
+        print(f"wrote {path}")
     if not options.no_plot:
         for path, results in found.items():
             plot(results, path.with_suffix(".png"))
             print(f"wrote {path.with_suffix('.png')}")
     return 0
+
+
+def holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
 
 
 if __name__ == "__main__":

@@ -388,11 +388,11 @@ def test_ratios_means_and_losses(results):
     assert "squares/broken: fastmm: error 1 exceeds 0.1" in summary.text(results)
 
 
-def test_report_rewrites_the_table_between_the_markers(tmp_path, results):
+def test_report_writes_a_page_and_what_readme_shows_of_it(tmp_path, results):
     folder = tmp_path / "results" / "Fake_1"
     folder.mkdir(parents=True)
     (folder / "matmul.json").write_text(json.dumps(results))
-    readme = tmp_path / "README.md"
+    readme, page = tmp_path / "README.md", folder / "matmul.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     args = ["--results", str(tmp_path / "results"), "--readme", str(readme)]
     assert report.main([*args, "--check"]) == 1
@@ -402,16 +402,28 @@ def test_report_rewrites_the_table_between_the_markers(tmp_path, results):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    for part in (
-        "### Fake <1>",
+    assert "### Fake <1>" in text
+    assert "[benchmarks/results/Fake_1/matmul.md](benchmarks/results/Fake_1/matmul.md)" in text
+    tables = (
         "| slow | direct | 20.0 | 10.0 | - | **0.50** | **0.50** | 50 % | 1.6e-03 |",
         "| fast | direct | 10.0 | 40.0 | 20.0 | 4.00 | 2.00 | 50 % | 1.6e-03 |",
         "| broken | direct | failed |",
-        "- 0.50x `squares/slow` (best: torch)",
-        "Not run: 1 cases",
         "aligned fp32 256x256x256 (direct): 12.0 (torch.mm 9.0)",
-    ):
+        "![Time relative to the best peer, and fraction of the limit](matmul.png)",
+    )
+    for part in ("# Fake <1>", *tables):
+        assert part in page.read_text()
+    assert not any(part in text for part in tables), "README has none of their groups"
+    for part in ("- 0.50x `squares/slow` (best: torch)", "Not run: 1 cases"):
         assert part in text
+        assert part in page.read_text()
+    page.write_text(page.read_text() + "by hand")
+    assert report.main([*args, "--check"]) == 1
+
+
+def test_report_shows_the_seed_workload_in_readme(results):
+    rows = [row | {"group": "seed"} for row in results["rows"]]
+    assert "| slow | direct | 20.0 |" in report.section(results | {"rows": rows}, "page.md")
 
 
 def test_report_without_results_or_markers(tmp_path, capsys):

@@ -9,9 +9,9 @@ from fastmm_op.problem import ITEMSIZE, Problem
 
 # Both sides are models: a win has to be predicted this clearly.
 MARGIN = 1.1
-# What gemm_hopper's plans took, of what the planner estimates, by which it only ranks: in the median
-# 0.87 and 0.90 on an H100, 0.91 and 0.94 on an H200 (matmul.json and matmul_fp32.json of both in
-# benchmarks/results).
+# What gemm_hopper's plans took of what the planner estimates, which is only to rank them: in the
+# median 0.87 and 0.90 on an H100, 0.91 and 0.94 on an H200 (matmul.json and matmul_fp32.json of
+# both in benchmarks/results).
 OF_HOPPER_ESTIMATE = 0.94
 # What a packed call costs the host (37 us, benchmarks/results/NVIDIA_H200/host_cost.json), and some
 # for the dispatcher: a product that is over sooner would make the GPU wait for it, unless CUDA
