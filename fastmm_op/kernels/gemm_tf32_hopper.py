@@ -36,8 +36,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
 from fastmm_op.kernels.hopper import (
-    BLOCK_M,
-    WARPGROUP_M,
     advance,
     barrier,
     count_work,
@@ -54,6 +52,8 @@ from fastmm_op.kernels.hopper_store import (
 )
 from fastmm_op.kernels.tf32 import SPLIT_SCALE, add_half_of_tf32, split_in_tf32
 
+BLOCK_M = gl.constexpr(128)
+WARPGROUP_M = gl.constexpr(64)  # rows of a tile that one consumer has
 BLOCK_K = gl.constexpr(32)
 PIECE_N = gl.constexpr(64)  # columns of B that the converter has in registers
 SLOTS = gl.constexpr(2)  # of B as wgmma reads it

@@ -22,9 +22,6 @@ if None in (tma_load, tma_store, barrier) or not hasattr(gl, "warp_specialize"):
 # Of Triton 3.6 it is asked otherwise (triton_compat.round_as_copied).
 ROUNDS_BY_FIELD = "round_f32_to_tf32" in {f.name for f in dataclasses.fields(TensorDescriptor)}
 
-BLOCK_M = gl.constexpr(128)
-WARPGROUP_M = gl.constexpr(64)  # rows of a tile that one consumer, a warpgroup, has
-
 
 @gluon.jit
 def count_work(tiles, whole, split_k, TAIL: gl.constexpr):
