@@ -50,6 +50,17 @@ def device() -> str:
     return "cuda" if ON_GPU else "cpu"
 
 
+@pytest.fixture
+def hopper():
+    """The GPU at hand as the planner knows it, an ``Arch``, if Gluon's kernels drive it."""
+    from fastmm_op import launch
+
+    arch = launch.device_arch(torch.cuda.current_device())
+    if not arch.tma:
+        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
+    return arch
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers_in_every_test() -> None:
     torch.manual_seed(0)

@@ -39,16 +39,13 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 @pytest.mark.parametrize("n", [264, 265], ids=["aligned", "row classes"])
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("case", [*specials(5, 5, 5), *FAMILIES])
-def test_hopper_kernel(case, precision, n) -> None:
+def test_hopper_kernel(hopper, case, precision, n) -> None:
     from fastmm_op import launch, running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     sizes = (1100, 200, n)
     special = specials(*sizes).get(case)
     a, b = (x.cuda()[None] for x in special or FAMILIES[case](*sizes))
-    problem = launch.describe(a, b, precision, arch)
+    problem = launch.describe(a, b, precision, hopper)
     hopper = [c for c in choices(problem) if c.tile.kernel == "gemm_hopper" and c.split <= 2]
     assert hopper
     for choice in hopper:
@@ -63,16 +60,14 @@ def test_hopper_kernel(case, precision, n) -> None:
 @pytest.mark.parametrize(
     ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
 )
-def test_streamed_stores(dtype, precision) -> None:
+def test_streamed_stores(hopper, dtype, precision) -> None:
     """C is larger than L2, and its last tiles have rows and columns past its end."""
     from fastmm_op import launch, running
 
     a, b = (x[None] for x in inputs(5003, 72, 6008, dtype=DTYPES[dtype]))
-    problem = launch.describe(a, b, precision, launch.device_arch(torch.cuda.current_device()))
+    problem = launch.describe(a, b, precision, hopper)
     plans = [write_plan(problem, c) for c in choices(problem) if c.split == c.tail_split == 1]
     streamed = [plan for plan in plans if plan.launches[-1].constexprs.get("STREAMS")]
-    if not problem.arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     assert streamed
     for plan in streamed:
         out = torch.full((1, 5003, 6008), torch.nan).to(a)
@@ -94,23 +89,20 @@ SHARED_TILES = {
 @pytest.mark.parametrize(
     ("dtype", "precision"), [("fp32", "tf32"), ("fp32", "fp32"), ("bf16", "tf32")]
 )
-def test_hopper_tiles_shared_by_programs(dtype, precision, name) -> None:
+def test_hopper_tiles_shared_by_programs(hopper, dtype, precision, name) -> None:
     """Right, and the same bits every time."""
     from fastmm_op import launch, running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     (m, k, n), batch = SHARED_TILES[name]
     a = torch.randn(batch, m, k, device="cuda", dtype=DTYPES[dtype])
     b = torch.randn(batch, k, n, device="cuda", dtype=DTYPES[dtype])
-    problem = launch.describe(a, b, precision, arch)
+    problem = launch.describe(a, b, precision, hopper)
     shared = [c for c in choices(problem) if c.tail_split in (2, 3) and not c.edge_n]
     assert shared
-    if arch.sms == 132:
+    if hopper.sms == 132:
         assert any(whole_tiles(problem, c) > 0 for c in shared) == name.startswith("a wave")
     for choice in shared:
-        assert 0 < tail_tiles(problem, choice) < arch.sms
+        assert 0 < tail_tiles(problem, choice) < hopper.sms
         plan = write_plan(problem, choice)
         first, second = (torch.full((batch, m, n), torch.nan).to(a) for _ in range(2))
         for out in (first, second):
@@ -166,16 +158,13 @@ def in_layout(layout: str, dtype: str, m: int, k: int, n: int, batch: int):
 @pytest.mark.parametrize("name", EDGES)
 @pytest.mark.parametrize("layout", ["NN", "TN"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_hopper_edges(dtype, layout, name) -> None:
+def test_hopper_edges(hopper, dtype, layout, name) -> None:
     """Beside every tile, however read, with shared tiles too."""
     from fastmm_op import launch
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     sizes, batch = EDGES[name]
     a, b = in_layout(layout, dtype, *sizes, batch)
-    problem = launch.describe(a, b, "tf32", arch)
+    problem = launch.describe(a, b, "tf32", hopper)
     key = ("tile", "pack_a", "pack_b")
     edges = {
         (*(getattr(c, x) for x in key), c.tail_split > 1): c for c in choices(problem) if c.edge_n
@@ -196,16 +185,13 @@ TALL = {
 @pytest.mark.parametrize("name", TALL)
 @pytest.mark.parametrize("layout", ["NN", "TT"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_hopper_tall_tiles(dtype, layout, name) -> None:
+def test_hopper_tall_tiles(hopper, dtype, layout, name) -> None:
     """However read, with shared tiles too."""
     from fastmm_op import launch
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     sizes, batch = TALL[name]
     a, b = in_layout(layout, dtype, *sizes, batch)
-    problem = launch.describe(a, b, "tf32", arch)
+    problem = launch.describe(a, b, "tf32", hopper)
     tall = [c for c in choices(problem) if c.tile == TALL_TILE and c.tail_split <= 3]
     assert tall
     assert_right_and_never_late(problem, tall, a, b)

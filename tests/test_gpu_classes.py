@@ -16,7 +16,7 @@ from fastmm_op.tiles import Choice
 from linear_oracle import assert_linear
 from oracle import assert_accurate, assert_same_specials, exact
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("hopper")]
 
 PLAIN = Epilogue()
 # M, K, N, A's pitch: K below and above whole blocks, rows that fill their tiles and others, fewer
@@ -34,14 +34,6 @@ SIZES = {
     "2 classes, a gap between rows": (384, 640, 264, 644),
     "a wave and more": (4099, 1031, 1544, 1031),
 }
-
-
-@pytest.fixture(autouse=True)
-def _on_hopper() -> None:
-    from fastmm_op import launch
-
-    if not launch.device_arch(torch.cuda.current_device()).tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
 
 
 def surrounded_by_nan(rows: torch.Tensor, pitch: int) -> torch.Tensor:

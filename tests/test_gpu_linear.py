@@ -47,18 +47,15 @@ STORES = {
         *((True, "none", False), (False, "gelu", False), (False, "none", True)),
     ],
 )
-def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None:
+def test_hopper_kernel(hopper, has_bias, activation, has_residual, dtype, store) -> None:
     from fastmm_op import launch, running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     sizes, meant = STORES[store]
     x, weight, bias, residual = make(*sizes, dtype)
     bias = bias if has_bias else None
     residual = residual if has_residual else None
     epilogue = Epilogue(has_bias, activation, has_residual)
-    problem = launch.describe(x[None], weight.mT[None], "tf32", arch, epilogue)
+    problem = launch.describe(x[None], weight.mT[None], "tf32", hopper, epilogue)
     hopper = [c for c in choices(problem) if c.tile.kernel == "gemm_hopper" and c.split <= 2]
     assert any(meant(problem, choice) for choice in hopper)
     for choice in hopper:
@@ -69,16 +66,13 @@ def test_hopper_kernel(has_bias, activation, has_residual, dtype, store) -> None
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_hopper_tiles_shared_by_programs(dtype) -> None:
+def test_hopper_tiles_shared_by_programs(hopper, dtype) -> None:
     """A wave of whole tiles on 132 SMs, finished by one kernel, and shared ones by the other."""
     from fastmm_op import launch, running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     x, weight, bias, residual = make(2048, 520, 2313, dtype)
     epilogue = Epilogue(True, "gelu", True)
-    problem = launch.describe(x[None], weight.mT[None], "tf32", arch, epilogue)
+    problem = launch.describe(x[None], weight.mT[None], "tf32", hopper, epilogue)
     shared = {c.tile: c for c in choices(problem) if c.tail_split == 2}
     assert shared
     for choice in shared.values():
@@ -89,12 +83,9 @@ def test_hopper_tiles_shared_by_programs(dtype) -> None:
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_hopper_kernel_sends_inf_and_nan_where_they_belong(store) -> None:
+def test_hopper_kernel_sends_inf_and_nan_where_they_belong(hopper, store) -> None:
     from fastmm_op import launch, running
 
-    arch = launch.device_arch(torch.cuda.current_device())
-    if not arch.tma:
-        pytest.skip("needs a Hopper GPU and a Triton whose Gluon drives it")
     sizes, _ = STORES[store]
     x, weight, bias, residual = make(*sizes)
     bias[0], bias[-1], bias[5] = torch.inf, torch.nan, -torch.inf
@@ -102,7 +93,9 @@ def test_hopper_kernel_sends_inf_and_nan_where_they_belong(store) -> None:
     # In float64: what gelu makes of -Inf in fp32 depends on the CPU.
     wide = [t.cpu().double() for t in (x, weight, bias)]
     want = eager(*wide, "gelu", residual.cpu().double())
-    problem = launch.describe(x[None], weight.mT[None], "tf32", arch, Epilogue(True, "gelu", True))
+    problem = launch.describe(
+        x[None], weight.mT[None], "tf32", hopper, Epilogue(True, "gelu", True)
+    )
     for choice in choices(problem):
         if choice.tile.kernel == "gemm_hopper" and choice.split <= 2:
             out = torch.zeros_like(residual)
