@@ -46,6 +46,8 @@ tiles are the first work items, so that no program has two before each has one.
 All descriptors have rank 3, the batch outermost, so a tail in K or M never reads the next batch.
 """
 
+from typing import NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -88,6 +90,32 @@ from fastmm_op.kernels.hopper_tiles import (
 NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflow nor underflow
 
 
+class Config(NamedTuple):
+    """Compile-time arguments of gemm_hopper_kernel by their names, and what follows from others.
+
+    VECTOR: elements of C in 16 bytes. TAIL: whether the last work items are parts of tiles.
+    """
+
+    BLOCK_M: gl.constexpr
+    BLOCK_N: gl.constexpr
+    EDGE_N: gl.constexpr
+    GROUP_M: gl.constexpr
+    STAGES: gl.constexpr
+    PARTS: gl.constexpr
+    A_CLASSES: gl.constexpr
+    CLASSES: gl.constexpr
+    VECTOR: gl.constexpr
+    TAIL: gl.constexpr
+    A_K_MAJOR: gl.constexpr
+    B_K_MAJOR: gl.constexpr
+    SCALED: gl.constexpr
+    ALIGNED: gl.constexpr
+    ACTIVATION: gl.constexpr
+    STREAMS: gl.constexpr
+    SLICE_N: gl.constexpr
+    ONE_STEP: gl.constexpr
+
+
 @gluon.jit
 def load_columns(b_desc, batch, col, k, bar, dst, K_MAJOR: gl.constexpr):
     if K_MAJOR:
@@ -99,12 +127,15 @@ def load_columns(b_desc, batch, col, k, bar, dst, K_MAJOR: gl.constexpr):
 @gluon.jit
 def load_tiles(
     descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset, strides,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
-    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    CONFIG: gl.constexpr, EDGE_N: gl.constexpr, TAIL: gl.constexpr,
 ):  # fmt: skip
     """Loads what the work items from `first` on need that are this program's, of one width."""
-    WARPGROUP_M: gl.constexpr = BLOCK_M // 2
+    BLOCK_N: gl.constexpr = CONFIG.BLOCK_N
+    PARTS: gl.constexpr = CONFIG.PARTS
+    A_CLASSES: gl.constexpr = CONFIG.A_CLASSES
+    CLASSES: gl.constexpr = CONFIG.CLASSES
+    B_K_MAJOR: gl.constexpr = CONFIG.B_K_MAJOR
+    WARPGROUP_M: gl.constexpr = CONFIG.BLOCK_M // 2
     a_desc, a_class_desc, b_desc, edge_desc = descriptors
     a_smem, b_smem, edge_smem, full, empty = ring
     M, _, K, batch, split_k, whole = sizes
@@ -113,10 +144,10 @@ def load_tiles(
     stride_am, stride_cm = strides
     for work in range(first, items, gl.num_programs(0)):
         pid_m, pid_n, z, split, splits = item_of_width(
-            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
+            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, CONFIG.GROUP_M, TAIL
         )
         row0, _, in_class, shift = tile_rows(
-            pid_m, M, stride_cm, BLOCK_M, A_CLASSES, CLASSES, VECTOR
+            pid_m, M, stride_cm, CONFIG.BLOCK_M, A_CLASSES, CLASSES, CONFIG.VECTOR
         )
         col0 = pid_n * BLOCK_N + shift
         lead = lead_of(row0, stride_am, A_CLASSES)
@@ -127,7 +158,7 @@ def load_tiles(
         for step in range(k_first, k_last):
             bar = full.index(stage)
             mbarrier.wait(empty.index(stage), phase)
-            mbarrier.expect(bar, PARTS * (BLOCK_M + BLOCK_N + EDGE_N) * BLOCK_K * 2)
+            mbarrier.expect(bar, PARTS * (CONFIG.BLOCK_M + BLOCK_N + EDGE_N) * BLOCK_K * 2)
             for part in gl.static_range(PARTS):
                 k = step * BLOCK_K + part * lo_offset
                 slot = stage * PARTS + part
@@ -148,7 +179,7 @@ def load_tiles(
                             tma_load(a_class_desc, [row, row0 % CLASSES, k], bar, dst)
                         else:
                             tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
-                    elif A_K_MAJOR:
+                    elif CONFIG.A_K_MAJOR:
                         tma_load(a_desc, [a_batch, row0 + i * WARPGROUP_M, k], bar, a_dst)
                     else:
                         tma_load(a_desc, [a_batch, k, row0 + i * WARPGROUP_M], bar, a_dst)
@@ -156,35 +187,31 @@ def load_tiles(
                 if EDGE_N:
                     edge0, dst = col0 + BLOCK_N, edge_smem.index(slot)
                     load_columns(edge_desc, b_batch, edge0, k - lead, bar, dst, B_K_MAJOR)
-            stage, phase = advance(stage, phase, STAGES)
+            stage, phase = advance(stage, phase, CONFIG.STAGES)
     return stage, phase
 
 
 @gluon.jit
 def producer(
-    descriptors, ring, sizes, batch_steps, lo_offset, strides,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr, GROUP_M: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr, CLASSES: gl.constexpr,
-    VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr, B_K_MAJOR: gl.constexpr,
+    descriptors, ring, sizes, batch_steps, lo_offset, strides, CONFIG: gl.constexpr
 ):  # fmt: skip
     M, N, _, batch, split_k, whole = sizes
-    tiles = (count_row_tiles(M, BLOCK_M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    tiles_m = count_row_tiles(M, CONFIG.BLOCK_M, CONFIG.A_CLASSES)
+    tiles = (tiles_m, count_column_tiles(N, CONFIG.BLOCK_N, CONFIG.EDGE_N))
     stage = 0
     phase = 1  # a fresh barrier lets the waiter of the other phase through: every slot starts empty
     first = gl.program_id(0)
-    if EDGE_N:
-        edge_items = tiles[0] * batch
+    if CONFIG.EDGE_N:
+        edge_items = tiles_m * batch
         stage, phase = load_tiles(
             descriptors, ring, stage, phase, first, edge_items, tiles, sizes, batch_steps,
-            lo_offset, strides, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES,
-            CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR,
+            lo_offset, strides, CONFIG, CONFIG.EDGE_N, False,
         )  # fmt: skip
         first = next_program(first, gl.num_programs(0), edge_items)
-    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
+    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, CONFIG.TAIL)
     load_tiles(
         descriptors, ring, stage, phase, first, items, tiles, sizes, batch_steps, lo_offset,
-        strides, BLOCK_M, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, TAIL,
-        A_K_MAJOR, B_K_MAJOR,
+        strides, CONFIG, 0, CONFIG.TAIL,
     )  # fmt: skip
 
 
@@ -272,14 +299,17 @@ def scale_edge(x, row_e, col_exp_ptr, col0, shift, N):
 def compute_tiles(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
     exp_steps, strides, epilogue,
-    INDEX: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr,
-    GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr,
-    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr,
-    B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr,
-    STREAMS: gl.constexpr, SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
+    INDEX: gl.constexpr, CONFIG: gl.constexpr, EDGE_N: gl.constexpr, TAIL: gl.constexpr,
 ):  # fmt: skip
     """Multiplies, finishes and stores this program's work items from `first` on, of one width."""
-    WARPGROUP_M: gl.constexpr = BLOCK_M // 2
+    BLOCK_N: gl.constexpr = CONFIG.BLOCK_N
+    SLICE_N: gl.constexpr = CONFIG.SLICE_N
+    STAGES: gl.constexpr = CONFIG.STAGES
+    A_CLASSES: gl.constexpr = CONFIG.A_CLASSES
+    CLASSES: gl.constexpr = CONFIG.CLASSES
+    B_K_MAJOR: gl.constexpr = CONFIG.B_K_MAJOR
+    SCALED: gl.constexpr = CONFIG.SCALED
+    WARPGROUP_M: gl.constexpr = CONFIG.BLOCK_M // 2
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     SLICE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SLICE_N, 16])
     FLAT: gl.constexpr = gl.BlockedLayout([max(BLOCK_N // 128, 1)], [32], [4], [0])
@@ -294,10 +324,10 @@ def compute_tiles(
     rearranged: gl.constexpr = CLASSES == 1 or c_ptr.dtype.element_ty.primitive_bitwidth == 16
     for work in range(first, items, gl.num_programs(0)):
         pid_m, pid_n, z, split, splits = item_of_width(
-            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, GROUP_M, TAIL
+            work, tiles_m, tiles_n, batch, whole, split_k, EDGE_N, CONFIG.GROUP_M, TAIL
         )
         tile_row0, row_step, in_class, shift = tile_rows(
-            pid_m, M, stride_cm, BLOCK_M, A_CLASSES, CLASSES, VECTOR
+            pid_m, M, stride_cm, CONFIG.BLOCK_M, A_CLASSES, CLASSES, CONFIG.VECTOR
         )
         row0 = tile_row0 + row_step * (INDEX * WARPGROUP_M)
         col0 = pid_n * BLOCK_N + shift
@@ -322,11 +352,11 @@ def compute_tiles(
             edge = gl.zeros((WARPGROUP_M, EDGE_N), gl.float32, EDGE)
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
-            if PARTS == 2:
-                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N, ONE_STEP)
+            if CONFIG.PARTS == 2:
+                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N, CONFIG.ONE_STEP)
                 mbarrier.arrive(empty.index(stage))
             else:
-                a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
+                a = matrix_view(a_smem.index(stage * 2 + INDEX), CONFIG.A_K_MAJOR, WARPGROUP_M)
                 if A_CLASSES > 1:
                     clear_outside(a, step * BLOCK_K - lead, K)
                 if EDGE_N:  # few columns: A would be read again more slowly than it is multiplied
@@ -344,7 +374,7 @@ def compute_tiles(
         if SCALED:  # under the last wgmma
             exponents.store(flat_col_e)
             wide = gl.max(gl.maximum(gl.abs(flat_row_e), gl.abs(flat_col_e)), 0) > NARROW
-        if PARTS == 1:
+        if CONFIG.PARTS == 1:
             if EDGE_N:
                 acc, edge = warpgroup_mma_wait(0, deps=(acc, edge))
             else:
@@ -373,55 +403,49 @@ def compute_tiles(
                     x += load_bias(bias_ptr, col, shift, N, SLICE_N, SLICE)
                 if c_desc is None:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
-                                stride_cm, residual_z, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, rearranged)  # fmt: skip
+                                stride_cm, residual_z, CONFIG.ALIGNED, CLASSES, CONFIG.ACTIVATION,
+                                CONFIG.STREAMS, rearranged)  # fmt: skip
                 elif CLASSES == 1:
-                    copy_slice(c_desc, c_smem, x, z, row0, col, i, ACTIVATION)
+                    copy_slice(c_desc, c_smem, x, z, row0, col, i, CONFIG.ACTIVATION)
                 elif is_whole(in_class, col0, N, BLOCK_N):
                     long_row, long_col = in_long_rows(row0, col, N, CLASSES)
-                    copy_slice(c_desc, c_smem, x, z, long_row, long_col, i, ACTIVATION)
+                    copy_slice(c_desc, c_smem, x, z, long_row, long_col, i, CONFIG.ACTIVATION)
                 else:
                     store_slice(c_z, x, row0, row_step, in_class, col, shift, M, N,
-                                stride_cm, None, ALIGNED, CLASSES, ACTIVATION,
-                                STREAMS, rearranged)  # fmt: skip
+                                stride_cm, None, CONFIG.ALIGNED, CLASSES, CONFIG.ACTIVATION,
+                                CONFIG.STREAMS, rearranged)  # fmt: skip
             if EDGE_N:
                 edge0 = col0 + BLOCK_N
                 if SCALED:
                     edge = scale_edge(edge, row_e, col_exp, edge0, shift, N)
                 store_slice(c_z, edge, row0, row_step, in_class, edge0, shift, M, N,
-                            stride_cm, None, ALIGNED, CLASSES, "none", STREAMS, False)  # fmt: skip
+                            stride_cm, None, CONFIG.ALIGNED, CLASSES, "none", CONFIG.STREAMS,
+                            False)  # fmt: skip
     return stage, phase
 
 
 @gluon.jit
 def consumer(
     output, row_exp_ptr, col_exp_ptr, ring, exponents, sizes, exp_steps, strides, epilogue,
-    INDEX: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, EDGE_N: gl.constexpr,
-    GROUP_M: gl.constexpr, STAGES: gl.constexpr, PARTS: gl.constexpr, A_CLASSES: gl.constexpr,
-    CLASSES: gl.constexpr, VECTOR: gl.constexpr, TAIL: gl.constexpr, A_K_MAJOR: gl.constexpr,
-    B_K_MAJOR: gl.constexpr, SCALED: gl.constexpr, ALIGNED: gl.constexpr, ACTIVATION: gl.constexpr,
-    STREAMS: gl.constexpr, SLICE_N: gl.constexpr, ONE_STEP: gl.constexpr,
+    INDEX: gl.constexpr, CONFIG: gl.constexpr,
 ):  # fmt: skip
     M, N, _, batch, split_k, whole = sizes
-    tiles = (count_row_tiles(M, BLOCK_M, A_CLASSES), count_column_tiles(N, BLOCK_N, EDGE_N))
+    tiles_m = count_row_tiles(M, CONFIG.BLOCK_M, CONFIG.A_CLASSES)
+    tiles = (tiles_m, count_column_tiles(N, CONFIG.BLOCK_N, CONFIG.EDGE_N))
     stage = 0
     phase = 0
     first = gl.program_id(0)
-    if EDGE_N:
-        edge_items = tiles[0] * batch
+    if CONFIG.EDGE_N:
+        edge_items = tiles_m * batch
         stage, phase = compute_tiles(
             output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, edge_items,
-            tiles, sizes, exp_steps, strides, epilogue, INDEX, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M,
-            STAGES, PARTS, A_CLASSES, CLASSES, VECTOR, False, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
-            ACTIVATION, STREAMS, SLICE_N, ONE_STEP,
+            tiles, sizes, exp_steps, strides, epilogue, INDEX, CONFIG, CONFIG.EDGE_N, False,
         )  # fmt: skip
         first = next_program(first, gl.num_programs(0), edge_items)
-    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, TAIL)
+    items = count_work(tiles[0] * tiles[1] * batch, whole, split_k, CONFIG.TAIL)
     compute_tiles(
         output, row_exp_ptr, col_exp_ptr, ring, exponents, stage, phase, first, items, tiles, sizes,
-        exp_steps, strides, epilogue, INDEX, BLOCK_M, BLOCK_N, 0, GROUP_M, STAGES, PARTS, A_CLASSES,
-        CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED, ACTIVATION, STREAMS, SLICE_N,
-        ONE_STEP,
+        exp_steps, strides, epilogue, INDEX, CONFIG, 0, CONFIG.TAIL,
     )  # fmt: skip
     _, c_desc, _, _ = output
     if c_desc is not None:
@@ -470,7 +494,6 @@ def gemm_hopper_kernel(
     if EDGE_N:
         gl.static_assert(PARTS == 1 and bias_ptr is None and residual_ptr is None)
         gl.static_assert(ACTIVATION == "none")
-    VECTOR: gl.constexpr = 128 // c_ptr.dtype.element_ty.primitive_bitwidth
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     a_shape: gl.constexpr = [STAGES * PARTS * 2] + a_desc.block_shape
     b_shape: gl.constexpr = [STAGES * PARTS] + b_desc.block_shape
@@ -499,19 +522,20 @@ def gemm_hopper_kernel(
     exp_steps = (row_exp_step, col_exp_step)
     strides = (stride_am, stride_cz, stride_cm)
     epilogue = (bias_ptr, residual_ptr)
-    TAIL: gl.constexpr = partial_ptr is not None
+    CONFIG: gl.constexpr = Config(
+        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, EDGE_N=EDGE_N, GROUP_M=GROUP_M, STAGES=STAGES,
+        PARTS=PARTS, A_CLASSES=A_CLASSES, CLASSES=CLASSES,
+        VECTOR=128 // c_ptr.dtype.element_ty.primitive_bitwidth, TAIL=partial_ptr is not None,
+        A_K_MAJOR=A_K_MAJOR, B_K_MAJOR=B_K_MAJOR, SCALED=SCALED, ALIGNED=ALIGNED,
+        ACTIVATION=ACTIVATION, STREAMS=STREAMS, SLICE_N=SLICE_N, ONE_STEP=ONE_STEP,
+    )  # fmt: skip
     wait_for_previous(WAITS)
     let_next_start(LETS_NEXT)
     gl.warp_specialize([
         (consumer, (outputs[0], row_exp_ptr, col_exp_ptr, ring, exponents.index(0), sizes,
-                    exp_steps, strides, epilogue, 0, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES,
-                    PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
-                    ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
+                    exp_steps, strides, epilogue, 0, CONFIG)),
         (consumer, (outputs[1], row_exp_ptr, col_exp_ptr, ring, exponents.index(1), sizes,
-                    exp_steps, strides, epilogue, 1, BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES,
-                    PARTS, A_CLASSES, CLASSES, VECTOR, TAIL, A_K_MAJOR, B_K_MAJOR, SCALED, ALIGNED,
-                    ACTIVATION, STREAMS, SLICE_N, ONE_STEP)),
+                    exp_steps, strides, epilogue, 1, CONFIG)),
         (producer, (descriptors, ring, sizes, (a_step, b_step), lo_offset, (stride_am, stride_cm),
-                    BLOCK_M, BLOCK_N, EDGE_N, GROUP_M, STAGES, PARTS, A_CLASSES, CLASSES, VECTOR,
-                    TAIL, A_K_MAJOR, B_K_MAJOR)),
+                    CONFIG)),
     ], [4, 1], [232, 40])  # fmt: skip
