@@ -76,12 +76,11 @@ TAIL_SECONDS = (2e-6, 6e-6)
 STORES_AFTER_WGMMA = 2.0
 # What the shorter of arithmetic and memory traffic adds to the longer: overlap is never perfect.
 IMPERFECT_OVERLAP = 0.1
-# What remains of TMA's rate on an operand whose rows start inside memory sectors, by what each of
-# them is multiplied with: more than 128 rows of the other, or fewer. Of the first 0.96 to 0.98
-# remain, of the others 0.85 to 0.93 on an H200 and 0.76 on an H100 (tall_tile_2026-11-28.txt and
-# edges_2026-11-28.txt of benchmarks/results/NVIDIA_H200, edges_2026-11-28.txt of
-# NVIDIA_H100_80GB_HBM3). Rows that are read by classes lose nothing (study_2026-11-25.txt of the
-# first).
+# What remains of TMA's rate on an operand whose rows start inside memory sectors, by how many rows
+# of the other each is multiplied with in a tile: more than 128 or not. Of the first 0.96 to 0.98
+# remain (0.87 of 1000 columns on an H100), of the others 0.85 to 0.93 on an H200, 0.76 on an H100
+# (tall_tile_2026-11-28.txt and edges_2026-11-28.txt of both in benchmarks/results). Rows that are
+# read by classes lose nothing (study_2026-11-25.txt of the H200).
 SPLIT_SECTORS_RATE = {"many": 0.96, "few": 0.84}
 # How many times the rate of gemm_tf32_hopper with a converter it has without one
 # (benchmarks/results/NVIDIA_H100_80GB_HBM3/rounded_by_tma_2026-11-28.txt).

@@ -52,9 +52,8 @@ def gemm_hopper_launch(
     a_k = a.row_stride if choice.pack_a else K
     b_k = b.row_stride if choice.pack_b else K
     of_a = a_classes(problem, choice)
-    a_desc = (
-        None if of_a > 1 else operand_descriptor(a, batch, M, a_k, tile.block_m // 2, tile.block_k)
-    )
+    half = tile.block_m // 2  # a consumer's rows
+    a_desc = None if of_a > 1 else operand_descriptor(a, batch, M, a_k, half, tile.block_k)
     b_desc = operand_descriptor(b, batch, N + wrap, b_k, tile.block_n, tile.block_k)
     a_class_desc = None
     if classes > 1:
@@ -62,7 +61,7 @@ def gemm_hopper_launch(
             a.pointer,
             (M // classes, classes, a_k),
             (classes * a.row_stride, a.row_stride, 1),
-            (tile.block_m // 2, 1, tile.block_k),
+            (half, 1, tile.block_k),
         )
     if of_a > 1:
         a_desc, a_class_desc = class_descriptors(a, of_a, M, K, tile)
@@ -261,9 +260,8 @@ def class_descriptors(
     def descriptor(long_rows: int, classes: int) -> Descriptor:
         length = (classes - 1) * a.row_stride + k
         strides = (pitch * long_rows, pitch, 1)
-        return Descriptor(
-            a.pointer, (1, long_rows, length), strides, (1, tile.block_m // 2, tile.block_k)
-        )
+        box = (1, tile.block_m // 2, tile.block_k)
+        return Descriptor(a.pointer, (1, long_rows, length), strides, box)
 
     others = descriptor(whole, classes)
     return (descriptor(whole + 1, rest), others) if rest else (others, None)

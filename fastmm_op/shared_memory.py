@@ -57,8 +57,8 @@ def hopper_shared_memory(problem: Problem, choice: Choice) -> int:
 def slice_bytes(problem: Problem, choice: Choice) -> int:
     """Bytes of a row of C that each of gemm_hopper_kernel's consumers may have on their way.
 
-    64 columns of fp32 or 128 of 16 bits, or two slices of 128 bytes for TMA; half of it where a
-    wider last tile leaves no room for more.
+    64 columns of fp32 or 128 of 16 bits, or two slices of 128 bytes for TMA; half of it where
+    the ring leaves no room for more.
     """
     room = problem.arch.shared_memory - beside_slices(problem, choice)
     return 128 if room < choice.tile.block_m * 256 else 256
