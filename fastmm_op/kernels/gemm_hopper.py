@@ -59,13 +59,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from fastmm_op.kernels.chain import let_next_start, wait_for_previous
-from fastmm_op.kernels.hopper import (
-    advance,
-    barrier,
-    before,
-    count_work,
-    tma_load,
-)
+from fastmm_op.kernels.hopper import advance, barrier, before, count_work, matrix_view, tma_load
+from fastmm_op.kernels.hopper_scale import NARROW, apply_exponents, scale_edge
 from fastmm_op.kernels.hopper_store import (
     copy_slice,
     load_bias,
@@ -86,8 +81,6 @@ from fastmm_op.kernels.hopper_tiles import (
     next_program,
     tile_rows,
 )
-
-NARROW = gl.constexpr(60)  # exponents within +-60: two products neither overflow nor underflow
 
 
 class Config(NamedTuple):
@@ -216,15 +209,6 @@ def producer(
 
 
 @gluon.jit
-def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
-    """A ring slot as (ROWS, BLOCK_K), whichever of the two is contiguous."""
-    if K_INNER:
-        return smem.reshape([ROWS, BLOCK_K])
-    else:
-        return smem.reshape([BLOCK_K, ROWS]).permute([1, 0])
-
-
-@gluon.jit
 def clear_outside(a, k, K):
     """Makes zeros of the columns of a (WARPGROUP_M, BLOCK_K) slot of A that are outside [0, K).
 
@@ -241,9 +225,7 @@ def clear_outside(a, k, K):
 
 
 @gluon.jit
-def multiply_parts(
-    a_smem, b_smem, stage, acc, INDEX: gl.constexpr, BLOCK_N: gl.constexpr, ONE_STEP: gl.constexpr
-):
+def multiply_parts(a_smem, b_smem, stage, acc, INDEX: gl.constexpr, ONE_STEP: gl.constexpr):
     """acc + A @ B of one slot's hi and lo, without the product of the two lo.
 
     ONE_STEP: acc is zero, and has no registers of its own.
@@ -252,47 +234,16 @@ def multiply_parts(
     and is added to acc by an ordinary fp32 addition, which rounds; meanwhile the tensor core
     works for the other consumer.
     """
-    a_hi = matrix_view(a_smem.index(stage * 4 + INDEX), True, acc.shape[0])
-    a_lo = matrix_view(a_smem.index(stage * 4 + 2 + INDEX), True, acc.shape[0])
-    b_hi = matrix_view(b_smem.index(stage * 2), True, BLOCK_N).permute([1, 0])
-    b_lo = matrix_view(b_smem.index(stage * 2 + 1), True, BLOCK_N).permute([1, 0])
+    a_hi = matrix_view(a_smem.index(stage * 4 + INDEX), True)
+    a_lo = matrix_view(a_smem.index(stage * 4 + 2 + INDEX), True)
+    b_hi = matrix_view(b_smem.index(stage * 2), True).permute([1, 0])
+    b_lo = matrix_view(b_smem.index(stage * 2 + 1), True).permute([1, 0])
     nothing = gl.zeros_like(acc)
     products = warpgroup_mma(a_lo, b_hi, nothing, use_acc=False, is_async=True)
     products = warpgroup_mma(a_hi, b_lo, products, is_async=True)
     products = warpgroup_mma(a_hi, b_hi, products, is_async=True)
     products = warpgroup_mma_wait(0, deps=(products,))
     return products if ONE_STEP else acc + products
-
-
-@gluon.jit
-def power_of_two(e):
-    return ((e + 127) << 23).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def apply_exponents(x, row_e, col_e, wide):
-    """x * 2^(row_e + col_e), every product but the last exact for 2^-48 <= |x| <= 2^50."""
-    row_e = gl.expand_dims(row_e, 1)
-    col_e = gl.expand_dims(col_e, 0)
-    if wide:  # rare; summed first, for a huge and a tiny factor must not meet x in turn
-        e = gl.minimum(gl.maximum(row_e + col_e, -200), 176)  # beyond: 0 and Inf for all such x
-        first = gl.minimum(gl.maximum(e, -76), 76)
-        y = x * power_of_two(first) * power_of_two(e - first)
-    else:
-        y = x * power_of_two(row_e) * power_of_two(col_e)
-    return y
-
-
-@gluon.jit
-def scale_edge(x, row_e, col_exp_ptr, col0, shift, N):
-    """x (WARPGROUP_M, EDGE_N), which starts at col0, by its rows' and columns' exponents."""
-    layout: gl.constexpr = x.type.layout
-    cols = col0 + gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))
-    inside = cols < N + shift
-    cols = gl.where(cols < N, cols, cols - N)
-    col_e = gl.load(col_exp_ptr + cols, mask=inside, other=0)
-    row_e = gl.convert_layout(row_e, gl.SliceLayout(1, layout), assert_trivial=True)
-    return apply_exponents(x, row_e, col_e, True)
 
 
 @gluon.jit
@@ -353,17 +304,17 @@ def compute_tiles(
         for step in range(k_first, k_last):
             mbarrier.wait(full.index(stage), phase)
             if CONFIG.PARTS == 2:
-                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, BLOCK_N, CONFIG.ONE_STEP)
+                acc = multiply_parts(a_smem, b_smem, stage, acc, INDEX, CONFIG.ONE_STEP)
                 mbarrier.arrive(empty.index(stage))
             else:
-                a = matrix_view(a_smem.index(stage * 2 + INDEX), CONFIG.A_K_MAJOR, WARPGROUP_M)
+                a = matrix_view(a_smem.index(stage * 2 + INDEX), CONFIG.A_K_MAJOR)
                 if A_CLASSES > 1:
                     clear_outside(a, step * BLOCK_K - lead, K)
                 if EDGE_N:  # few columns: A would be read again more slowly than it is multiplied
                     a_part = a.load(gl.DotOperandLayout(0, EDGE, 2))
-                    b = matrix_view(edge_smem.index(stage), B_K_MAJOR, EDGE_N).permute([1, 0])
+                    b = matrix_view(edge_smem.index(stage), B_K_MAJOR).permute([1, 0])
                     edge_pending = warpgroup_mma(a_part, b, edge, is_async=True)
-                b = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N).permute([1, 0])
+                b = matrix_view(b_smem.index(stage), B_K_MAJOR).permute([1, 0])
                 pending = warpgroup_mma(a, b, acc, is_async=True)
                 if EDGE_N:
                     acc, edge = warpgroup_mma_wait(1, deps=(pending, edge_pending))

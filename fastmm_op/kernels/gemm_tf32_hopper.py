@@ -39,6 +39,7 @@ from fastmm_op.kernels.hopper import (
     advance,
     barrier,
     count_work,
+    matrix_view,
     share_of,
     tma_load,
     work_item,
@@ -80,15 +81,6 @@ def locate(work, sizes, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr):
     )
     first, last = share_of(gl.cdiv(K, BLOCK_K), split, splits)
     return pid_m * BLOCK_M, pid_n * BLOCK_N, z, first, last
-
-
-@gluon.jit
-def matrix_view(smem, K_INNER: gl.constexpr, ROWS: gl.constexpr):
-    """A slot as (ROWS, BLOCK_K), whichever of the two is contiguous."""
-    if K_INNER:
-        return smem.reshape([ROWS, BLOCK_K])
-    else:
-        return smem.reshape([BLOCK_K, ROWS]).permute([1, 0])
 
 
 @gluon.jit
@@ -146,7 +138,7 @@ def converter(
         for _ in range(first, last):
             mbarrier.wait(full.index(stage), phase)
             mbarrier.wait(taken.index(slot), slot_phase)
-            source = matrix_view(b_smem.index(stage), B_K_MAJOR, BLOCK_N)
+            source = matrix_view(b_smem.index(stage), B_K_MAJOR)
             for i in gl.static_range(BLOCK_N // PIECE_N):
                 b = source.slice(i * PIECE_N, PIECE_N, 0).load(LAYOUT)
                 if PARTS == 2:
@@ -220,12 +212,12 @@ def consumer(
         acc = gl.zeros((WARPGROUP_M, BLOCK_N), gl.float32, MMA)
         for _ in range(first, last):
             mbarrier.wait(full.index(stage), phase)
-            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR, WARPGROUP_M)
+            a = matrix_view(a_smem.index(stage * 2 + INDEX), A_K_MAJOR)
             if PARTS == 2:
                 a_hi, a_lo = split_in_tf32(a.load(A_LAYOUT))
                 mbarrier.wait(ready.index(slot), slot_phase)
-                b_hi = matrix_view(copies.index(slot * 2), True, BLOCK_N).permute([1, 0])
-                b_lo = matrix_view(copies.index(slot * 2 + 1), True, BLOCK_N).permute([1, 0])
+                b_hi = copies.index(slot * 2).permute([1, 0])
+                b_lo = copies.index(slot * 2 + 1).permute([1, 0])
                 nothing = gl.zeros_like(acc)
                 products = warpgroup_mma(a_lo, b_hi, nothing, use_acc=False, is_async=True)
                 products = warpgroup_mma(a_hi, b_lo, products, is_async=True)
@@ -235,11 +227,11 @@ def consumer(
             elif CONVERTS:
                 rounded = add_half_of_tf32(a.load(A_LAYOUT))
                 mbarrier.wait(ready.index(slot), slot_phase)
-                b = matrix_view(copies.index(slot), True, BLOCK_N).permute([1, 0])
+                b = copies.index(slot).permute([1, 0])
                 acc = warpgroup_mma(rounded, b, acc, is_async=True)
                 acc, _ = warpgroup_mma_wait(0, deps=(acc, rounded))
             else:
-                b = matrix_view(b_smem.index(stage), True, BLOCK_N).permute([1, 0])
+                b = matrix_view(b_smem.index(stage), True).permute([1, 0])
                 if A_K_MAJOR:
                     acc = warpgroup_mma(a, b, acc, is_async=True)
                     acc = warpgroup_mma_wait(0, deps=(acc,))

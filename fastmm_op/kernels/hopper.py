@@ -83,6 +83,15 @@ def before(stage, STAGES: gl.constexpr):
     return gl.where(stage == 0, STAGES - 1, stage - 1)
 
 
+@gluon.jit
+def matrix_view(slot, K_INNER: gl.constexpr):
+    """What TMA has brought, (1, rows, K) or (1, K, rows), as (rows, K)."""
+    if K_INNER:
+        return slot.reshape([slot.shape[1], slot.shape[2]])
+    else:
+        return slot.reshape([slot.shape[1], slot.shape[2]]).permute([1, 0])
+
+
 def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
     """How a TMA box lies in shared memory, for wgmma too."""
     element = {"fp16": gl.float16, "bf16": gl.bfloat16, "fp32": gl.float32}[dtype]
