@@ -70,7 +70,7 @@ SLAB_STORES = 1.0
 # What a program needs for its share of a tile of up to 128 x 128, or of a larger one, beside the
 # products: to fill its ring, and for stores that no next tile hides
 # (benchmarks/results/NVIDIA_H200/tall_tile_2026-11-28.txt).
-TAIL_SECONDS = (2e-6, 6e-6)
+TAIL_SECONDS = {"small": 2e-6, "large": 6e-6}
 # Kernels that are not persistent finish a tile before they begin another: on wgmma, with one or two
 # of them on an SM, their stores take so many times as long.
 STORES_AFTER_WGMMA = 2.0
@@ -226,8 +226,8 @@ def arithmetic_seconds(problem: Problem, choice: Choice, depth: int) -> float:
         wider = cdiv(wider_tiles(problem, choice), arch.sms)
         waves += wider * EDGE_TILES * 256 / tile.block_n
     tail_waves = cdiv(tail_tiles(problem, choice) * choice.tail_split, arch.sms)
-    large = tile.block_m * tile.block_n > 128 * 128
-    tail = each * tail_depth(problem, choice) + TAIL_SECONDS[large]
+    size = "large" if tile.block_m * tile.block_n > 128 * 128 else "small"
+    tail = each * tail_depth(problem, choice) + TAIL_SECONDS[size]
     return waves * each * depth + tail_waves * tail
 
 

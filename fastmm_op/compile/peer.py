@@ -49,7 +49,7 @@ RATES = {
     # to 2.1 times as long as NN, mostly 1.5 (study_2026-11-25_split.txt). Elements one by one take
     # 85-160 us of 16 bits (90 MB) and 79-88 in TF32 (180 MB), on an H100 89-163 and 94-98
     # (matmul.json). 32768x64x32768 and 32768x32x32768 are stored at 0.74 to 0.82 of the bandwidth
-    # on an H200, on an H100 at 0.82 to 0.93 (matmul.json); ours took 0.81 to 0.98 of the time.
+    # on an H200, on an H100 at 0.81 to 0.93 (matmul.json); ours took 0.80 to 0.97 of the time.
     "sm_90": Rates(
         50e12,
         {16: 1.1, 8: 0.39, 4: 0.3, 2: 0.2},

@@ -442,6 +442,7 @@ def gemm_hopper_kernel(
         gl.static_assert(A_K_MAJOR and not B_K_MAJOR and PARTS == 1)
         gl.static_assert(CLASSES == 1 and c_desc is None)
     gl.static_assert(PARTS == 1 or (A_K_MAJOR and B_K_MAJOR))
+    gl.static_assert(BLOCK_N >= BLOCK_M // 2, "compute_tiles looks at as many rows' exponents")
     if EDGE_N:
         gl.static_assert(PARTS == 1 and bias_ptr is None and residual_ptr is None)
         gl.static_assert(ACTIVATION == "none")

@@ -86,10 +86,8 @@ def before(stage, STAGES: gl.constexpr):
 @gluon.jit
 def matrix_view(slot, K_INNER: gl.constexpr):
     """What TMA has brought, (1, rows, K) or (1, K, rows), as (rows, K)."""
-    if K_INNER:
-        return slot.reshape([slot.shape[1], slot.shape[2]])
-    else:
-        return slot.reshape([slot.shape[1], slot.shape[2]]).permute([1, 0])
+    view = slot.reshape([slot.shape[1], slot.shape[2]])
+    return view if K_INNER else view.permute([1, 0])
 
 
 def box_layout(box: tuple[int, ...], dtype: str) -> gl.NVMMASharedLayout:
